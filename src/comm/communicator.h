@@ -1,0 +1,89 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace cmoe {
+
+/// A group of ranks and its collectives over host memory. Every collective is called by all ranks of the group, in the same
+/// order; a group of one and a rank with nothing to send are ordinary. Counts are elements and may exceed 2^31: transfers are
+/// split below the transport's limits. A failure names the call, the library's message, rank and host.
+///
+/// Sums of integers are exact, hence independent of the number of ranks; floating-point data is only moved, never added, by
+/// this interface (see carve/reproducible_sum.h for sums of real numbers).
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  /// Ranks of this group on this rank's node, and this rank's number among them.
+  virtual int node_size() const = 0;
+  virtual int node_rank() const = 0;
+
+  virtual void barrier() = 0;
+  virtual void broadcast_bytes(void* data, int64_t bytes, int root) = 0;
+  virtual void all_reduce_sum(std::span<int64_t> values) = 0;
+  virtual void all_reduce_max(std::span<double> values) = 0;
+  virtual void all_reduce_max(std::span<int64_t> values) = 0;
+  /// Each rank's `mine`, concatenated in rank order; lengths may differ, and may be zero.
+  virtual std::vector<std::byte> all_gather_bytes(std::span<const std::byte> mine, std::vector<int64_t>* bytes_per_rank) = 0;
+  /// Row exchange: rank r receives the rows that each rank addressed to it, in rank order.
+  /// `send_counts[r]` rows of `row_bytes` bytes go to rank r, contiguous in rank order; `recv_counts` must match what they send.
+  virtual void all_to_all_v(const void* send, std::span<const int64_t> send_counts, void* recv,
+                            std::span<const int64_t> recv_counts, int64_t row_bytes) = 0;
+  /// One value per destination rank.
+  virtual std::vector<int64_t> all_to_all(std::span<const int64_t> values) = 0;
+
+  /// Ranks of the same colour form a group, in rank order.
+  virtual std::unique_ptr<Communicator> split(int color) = 0;
+
+  /// Ends all ranks of the job at once, with one line naming rank and host. Does not return.
+  [[noreturn]] virtual void abort(const std::string& message, int exit_code) = 0;
+
+  // Typed conveniences over the calls above.
+  template <class T>
+  void broadcast(std::span<T> values, int root) {
+    broadcast_bytes(values.data(), static_cast<int64_t>(values.size_bytes()), root);
+  }
+  template <class T>
+  std::vector<T> all_gather_v(std::span<const T> mine, std::vector<int64_t>* count_per_rank = nullptr) {
+    std::vector<int64_t> bytes;
+    const std::vector<std::byte> all = all_gather_bytes(std::as_bytes(mine), &bytes);
+    if (count_per_rank) {
+      count_per_rank->clear();
+      for (int64_t b : bytes) count_per_rank->push_back(b / static_cast<int64_t>(sizeof(T)));
+    }
+    std::vector<T> values(all.size() / sizeof(T));
+    if (!all.empty()) __builtin_memcpy(values.data(), all.data(), all.size());
+    return values;
+  }
+  std::string broadcast_string(std::string text, int root);
+  std::vector<std::string> all_gather_strings(const std::string& mine);
+};
+
+/// Starts the message layer for the life of the program. Alone, the program is a world of one; under mpirun or srun, of N.
+/// @throws Error when a launcher started N copies that cannot see each other (no PMIx), with the fix.
+class Environment {
+ public:
+  Environment(int& argc, char**& argv);
+  ~Environment();
+  Environment(const Environment&) = delete;
+  Environment& operator=(const Environment&) = delete;
+
+  Communicator& world() { return *world_; }
+  static std::string library_version();
+  /// Splits one transfer after this many bytes; tests lower it. Default 1 GiB.
+  static void set_max_transfer_bytes(int64_t bytes);
+
+ private:
+  std::unique_ptr<Communicator> world_;
+};
+
+/// The name of this machine.
+std::string host_name();
+
+}  // namespace cmoe

@@ -1,0 +1,1 @@
+cmoe_test(base/test_parallel)
