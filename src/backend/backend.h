@@ -84,6 +84,9 @@ class Backend {
   /// y += x.
   virtual void add(const Tensor& x, Tensor& y) const = 0;
 
+  /// y[t] += bias, every row; bias [d], y [T, d].
+  virtual void add_bias(const Tensor& bias, Tensor& y) const = 0;
+
   /// out[i] = x[rows[i]]; x [T, d], out [n, d].
   virtual void gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor& out) const = 0;
 

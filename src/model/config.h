@@ -6,16 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "moe/router.h"
+
 namespace cmoe {
-
-/// How a carved layer turns router scores into a set of experts per token.
-enum class Selector { topk, threshold };
-
-/// What the router computes from the FFN input x.
-///   linear:      s = W x + b                                   (ridge regression to expert output norms)
-///   analytical:  s_j = silu(g_j . x) (u_j . x)                 (paper, v3: raw rows of the representative neurons, signed)
-///   authors:     s_j = |silu(g^_j . x) (u^_j . x)|, rows of unit norm   (authors' code)
-enum class RouterKind { linear, analytical, authors };
 
 /// The Mixture-of-Experts fields that carving adds. A config without them is dense.
 struct MoeConfig {
