@@ -20,6 +20,8 @@ struct MoeConfig {
   RouterKind router = RouterKind::linear;
   bool compensation_bias = false;    ///< mlp.compensation.bias [d] is stored
   bool expert_bias = false;          ///< mlp.experts.{e}.down_proj.bias [d] is stored
+  bool router_scale = false;         ///< mlp.router.scale [R] is stored
+  bool router_selection_bias = false; ///< mlp.router.selection_bias [R] is stored
 
   int64_t num_routed_experts() const { return num_experts - num_shared_experts; }
 };
