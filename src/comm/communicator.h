@@ -32,7 +32,8 @@ class Communicator {
   /// Each rank's `mine`, concatenated in rank order; lengths may differ, and may be zero.
   virtual std::vector<std::byte> all_gather_bytes(std::span<const std::byte> mine, std::vector<int64_t>* bytes_per_rank) = 0;
   /// Row exchange: rank r receives the rows that each rank addressed to it, in rank order.
-  /// `send_counts[r]` rows of `row_bytes` bytes go to rank r, contiguous in rank order; `recv_counts` must match what they send.
+  /// `send_counts[r]` rows of `row_bytes` bytes go to rank r, contiguous in rank order; `recv_counts` must match what they
+  /// send.
   virtual void all_to_all_v(const void* send, std::span<const int64_t> send_counts, void* recv,
                             std::span<const int64_t> recv_counts, int64_t row_bytes) = 0;
   /// One value per destination rank.
@@ -67,6 +68,9 @@ class Communicator {
 
 /// Starts the message layer for the life of the program. Alone, the program is a world of one; under mpirun or srun, of N.
 /// @throws Error when a launcher started N copies that cannot see each other (no PMIx), with the fix.
+///
+/// An error on one rank must not unwind past this object while the others work: leaving MPI in order waits for all ranks. Catch
+/// it below the Environment and call world().abort(); as a last resort the destructor aborts the job itself.
 class Environment {
  public:
   Environment(int& argc, char**& argv);
@@ -80,6 +84,7 @@ class Environment {
   static void set_max_transfer_bytes(int64_t bytes);
 
  private:
+  int exceptions_at_start_;
   std::unique_ptr<Communicator> world_;
 };
 

@@ -1,0 +1,2 @@
+cmoe_test(comm/test_communicator RANKS 1 2 3 4 TIMEOUT 60)
+cmoe_test(comm/test_launch)
