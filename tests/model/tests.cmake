@@ -1,0 +1,1 @@
+cmoe_test(model/test_python_sources)
