@@ -1,0 +1,27 @@
+#pragma once
+
+#include <span>
+
+#include "backend/backend.h"
+#include "moe/routing.h"
+
+namespace cmoe {
+
+/// Columns `index` of a [T, n] f32 matrix: [T, index.size()].
+Tensor gather_columns(const Tensor& matrix, std::span<const int32_t> index);
+
+/// Rows `index` of a [n, d] f32 matrix: [index.size(), d].
+Tensor gather_matrix_rows(const Tensor& matrix, std::span<const int32_t> index);
+
+/// Squared length of every column of W [d, f], f64: |w_d,i|^2 of a down-projection.
+std::vector<double> column_squared_norms(const Tensor& weight);
+
+/// expert_of[i] of a neuron that every token runs, and of one that none does.
+constexpr int32_t kSharedNeuron = -1;
+constexpr int32_t kDroppedNeuron = -2;
+
+/// h [T, f] with the neurons of experts that a token does not take set to zero. `expert_of` [f]: the neuron's routed expert, or
+/// kSharedNeuron, or kDroppedNeuron.
+Tensor mask_activations(const Tensor& h, std::span<const int32_t> expert_of, const Routing& routing, int64_t experts);
+
+}  // namespace cmoe
