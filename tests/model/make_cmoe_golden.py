@@ -52,7 +52,7 @@ def smallest_margin(model, ids):
         nonlocal margin
         s = module.scores(args[0])
         if module.selection_bias is not None:
-            s = s.softmax(-1) + module.selection_bias
+            s = s + module.selection_bias
         if module.selector == "threshold":
             margin = min(margin, (s - module.threshold).abs().min().item())
         else:

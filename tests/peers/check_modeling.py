@@ -149,8 +149,7 @@ def reference_ffn(x, w, prefix, config):
     p /= p.sum()
     chosen_by = s
     if config["router_selection_bias"]:
-        paper = config["router_selector"] == "topk" and config["router_type"] != "linear"
-        chosen_by = (p if paper else s) + w[r + "selection_bias"]
+        chosen_by = s + w[r + "selection_bias"]
     if config["router_selector"] == "threshold":
         active = [j for j in range(routed) if chosen_by[j] >= w[r + "threshold"][0]]
     else:

@@ -65,9 +65,6 @@ class CmoeRouter(nn.Module):
     def select(self, s):
         """active [tokens, routed] bool of the scores."""
         if self.selection_bias is not None:
-            # The paper's rule adds b to softmax(s); a regression's scores and a threshold's have a scale of their own.
-            if self.selector == "topk" and self.kind != "linear":
-                s = s.softmax(dim=-1)
             s = s + self.selection_bias.float()
         if self.selector == "threshold":
             return s >= self.threshold.float()
