@@ -1,0 +1,1 @@
+cmoe_test(carve/test_balanced_assignment)
