@@ -1,1 +1,2 @@
 cmoe_test(carve/test_balanced_assignment)
+cmoe_test(carve/test_markers)
