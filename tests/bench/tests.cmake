@@ -8,3 +8,4 @@ if(NOT COMMAND cmoe_bench)
 endif()
 
 cmoe_bench(bench_assignment)
+cmoe_bench(bench_markers)
