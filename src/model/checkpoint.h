@@ -22,7 +22,10 @@ class TensorSource {
   /// Bytes the tensor takes in its file, and the file's name for that type ("BF16", "Q4_1").
   virtual int64_t stored_bytes(const std::string& name) const = 0;
   virtual std::string stored_type(const std::string& name) const = 0;
-  /// Reads one tensor as f32 or bf16 (dequantised or converted). @throws Error when it is missing or its shape is not `expected`.
+  /// Path of the file that holds the tensor, for messages.
+  virtual std::string file_of(const std::string& name) const = 0;
+  /// Reads one tensor as f32 or bf16 (dequantised or converted). @throws Error when it is missing or its shape is not
+  /// `expected`.
   virtual Tensor read(const std::string& name, const Shape& expected, DType as) const = 0;
 };
 

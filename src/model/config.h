@@ -12,16 +12,16 @@ namespace cmoe {
 
 /// The Mixture-of-Experts fields that carving adds. A config without them is dense.
 struct MoeConfig {
-  int64_t num_experts = 0;           ///< N = shared + routed, in units of moe_intermediate_size neurons
-  int64_t num_shared_experts = 0;    ///< S: always on, stored as one FFN of S * moe_intermediate_size neurons
-  int64_t num_experts_per_tok = 0;   ///< A: active routed experts per token; their mean with the threshold selector
-  int64_t moe_intermediate_size = 0; ///< m: neurons per expert
+  int64_t num_experts = 0;            ///< N = shared + routed, in units of moe_intermediate_size neurons
+  int64_t num_shared_experts = 0;     ///< S: always on, stored as one FFN of S * moe_intermediate_size neurons
+  int64_t num_experts_per_tok = 0;    ///< A: active routed experts per token; their mean with the threshold selector
+  int64_t moe_intermediate_size = 0;  ///< m: neurons per expert
   Selector selector = Selector::topk;
   RouterKind router = RouterKind::linear;
-  bool compensation_bias = false;    ///< mlp.compensation.bias [d] is stored
-  bool expert_bias = false;          ///< mlp.experts.{e}.down_proj.bias [d] is stored
-  bool router_scale = false;         ///< mlp.router.scale [R] is stored
-  bool router_selection_bias = false; ///< mlp.router.selection_bias [R] is stored
+  bool compensation_bias = false;      ///< mlp.compensation.bias [d] is stored
+  bool expert_bias = false;            ///< mlp.experts.{e}.down_proj.bias [d] is stored
+  bool router_scale = false;           ///< mlp.router.scale [R] is stored
+  bool router_selection_bias = false;  ///< mlp.router.selection_bias [R] is stored
 
   int64_t num_routed_experts() const { return num_experts - num_shared_experts; }
 };
@@ -29,9 +29,9 @@ struct MoeConfig {
 /// A Llama-family decoder in Hugging Face's names.
 struct ModelConfig {
   std::string model_type = "llama";
-  int64_t hidden_size = 0;              ///< d
-  int64_t intermediate_size = 0;        ///< f
-  int64_t num_hidden_layers = 0;        ///< L
+  int64_t hidden_size = 0;        ///< d
+  int64_t intermediate_size = 0;  ///< f
+  int64_t num_hidden_layers = 0;  ///< L
   int64_t num_attention_heads = 0;
   int64_t num_key_value_heads = 0;
   int64_t head_dim = 0;
@@ -47,6 +47,7 @@ struct ModelConfig {
   };
   std::optional<RopeScaling> rope_scaling;
   bool tie_word_embeddings = false;
+  std::string dtype = "float32";  ///< what config.json says of the stored weights: "float32", "float16" or "bfloat16"
   std::optional<int32_t> bos_token_id;
   std::vector<int32_t> eos_token_ids;
   std::optional<MoeConfig> moe;
@@ -56,6 +57,10 @@ struct ModelConfig {
   static ModelConfig from_json(const nlohmann::json& json, const std::string& where);
   /// config.json of a model in this program's output form (dense, or carved with auto_map to the exported Python files).
   nlohmann::json to_json() const;
+
+  /// Checks what both file formats must agree on: positive sizes, heads that divide, token ids in the vocabulary, experts that
+  /// add up. @throws Error naming `where` and the field.
+  void check(const std::string& where) const;
 };
 
 }  // namespace cmoe
