@@ -25,7 +25,7 @@ size_t width_of(const std::string& text) {
 std::string format_count(int64_t count) {
   std::string text = std::to_string(count);
   const int64_t first = count < 0 ? 1 : 0;
-  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > first; at -= 3) text.insert(static_cast<size_t>(at), ",");
+  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > first; at -= 3) text.insert(static_cast<size_t>(at), 1, ',');
   return text;
 }
 

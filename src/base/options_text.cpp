@@ -20,7 +20,7 @@ std::string wrapped(const std::string& text, size_t at, size_t indent) {
   while (begin < text.size()) {
     const size_t end = std::min(text.find(' ', begin), text.size());
     if (column > indent && column + end - begin > kColumns) {
-      out += "\n" + std::string(indent, ' ');
+      out += fmt::format("\n{:{}}", "", indent);
       column = indent;
     } else if (begin > 0) {
       out += ' ';
@@ -35,7 +35,9 @@ std::string wrapped(const std::string& text, size_t at, size_t indent) {
 
 std::string help_entry(const std::string& left, const std::string& help) {
   std::string line = "  " + left;
-  line += line.size() + 2 <= kHelpColumn ? std::string(kHelpColumn - line.size(), ' ') : "\n" + std::string(kHelpColumn, ' ');
+  if (line.size() + 2 > kHelpColumn) line += '\n';
+  const size_t column = line.back() == '\n' ? 0 : line.size();
+  line.append(kHelpColumn - column, ' ');
   return line + wrapped(help, kHelpColumn, kHelpColumn);
 }
 

@@ -77,14 +77,14 @@ void Progress::finish() {
 
 std::string Progress::line(double seconds) const {
   std::string text = fmt::format("{}: {}", label_, format_count(done_));
-  if (total_ > 0) text += "/" + format_count(total_);
-  text += " " + unit_;
+  if (total_ > 0) text += fmt::format("/{}", format_count(total_));
+  text += fmt::format(" {}", unit_);
   if (total_ > 0)
     text += fmt::format("  {}%", static_cast<int>(100.0 * static_cast<double>(done_) / static_cast<double>(total_)));
   if (seconds <= 0 || done_ == 0) return text;
   const double rate = static_cast<double>(done_) / seconds;
   text += fmt::format("  {} {}/s", format_number(rate), unit_);
-  if (total_ > done_) text += "  ETA " + format_duration(static_cast<double>(total_ - done_) / rate);
+  if (total_ > done_) text += fmt::format("  ETA {}", format_duration(static_cast<double>(total_ - done_) / rate));
   return text;
 }
 
