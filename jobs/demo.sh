@@ -1,7 +1,8 @@
 #!/bin/bash
 # The main job from nothing: fetch a real 135M-parameter LLM and two texts, carve the LLM, and see what it cost.
 #
-#   bash jobs/demo.sh
+#   bash jobs/demo.sh            about four minutes on two cores, after set-up
+#   bash jobs/demo.sh --fetch    only builds and fetches
 #
 # Everything stays under build/demo; a second run reuses what was fetched. Needs network the first time.
 #   CMOE_DEMO_RANKS    MPI ranks (default: the number of cores, at most 2)
@@ -11,6 +12,10 @@
 # Calibration text: Debian package debian-reference-en. Held-out text: Debian package debian-policy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+case ${1:-} in
+  "" | --fetch) ;;
+  *) echo "usage: bash jobs/demo.sh [--fetch]" >&2; exit 2 ;;
+esac
 root=$PWD
 demo=$root/build/demo
 cores=$(nproc)
@@ -89,6 +94,7 @@ held_out=$demo/debian-policy.txt
 fetch_text debian-reference-en usr/share/debian-reference/debian-reference.en.txt.gz "$calibration"
 fetch_text debian-policy usr/share/doc/debian-policy/policy.txt.gz "$held_out"
 echo "set-up: $((SECONDS - start)) s"
+[ "${1:-}" != --fetch ] || exit 0
 
 # --- the job --------------------------------------------------------------------------------------
 start=$SECONDS
