@@ -73,7 +73,11 @@ TEST(AtomicFile, NamesThePathWhenItCannotBeMade) {
       refusal([&] { AtomicFile(folder / "no/a"); }),
       folder / "no/a" + ": cannot create the file: No such file or directory; expected an existing folder " + folder / "no");
   EXPECT_THAT(refusal([&] { AtomicFile(folder / "file/a"); }), HasSubstr("Not a directory; expected an existing folder"));
+}
+
+TEST(AtomicFile, RefusesAReadOnlyFolder) {
   if (geteuid() == 0) GTEST_SKIP() << "root may write to a read-only folder";
+  const TemporaryDirectory folder;
   std::filesystem::permissions(folder.path(), std::filesystem::perms::owner_read | std::filesystem::perms::owner_exec);
   EXPECT_EQ(refusal([&] { AtomicFile(folder / "a"); }),
             folder / "a" + ": cannot create the file: Permission denied; choose a place you may write to");
