@@ -1,7 +1,8 @@
 #!/bin/bash
 # The main job from nothing: fetch a real 135M-parameter LLM and two texts, carve the LLM, and see what it cost.
 #
-#   bash jobs/demo.sh
+#   bash jobs/demo.sh            about four minutes on two cores, after set-up
+#   bash jobs/demo.sh --fetch    only builds and fetches
 #
 # Everything stays under build/demo; a second run reuses what was fetched. Needs network the first time.
 #   CMOE_DEMO_RANKS    MPI ranks (default: the number of cores, at most 2)
@@ -11,8 +12,11 @@
 # Calibration text: Debian package debian-reference-en. Held-out text: Debian package debian-policy.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD
-demo=$root/build/demo
+case ${1:-} in
+  "" | --fetch) ;;
+  *) echo "usage: bash jobs/demo.sh [--fetch]" >&2; exit 2 ;;
+esac
+demo=$PWD/build/demo
 cores=$(nproc)
 ranks=${CMOE_DEMO_RANKS:-$((cores < 2 ? cores : 2))}
 windows=${CMOE_DEMO_WINDOWS:-8}
@@ -26,7 +30,7 @@ export OMPI_MCA_btl_vader_single_copy_mechanism=none
 
 say() { printf '\n== %s\n' "$*"; }
 fail() { echo "demo: $*" >&2; exit 1; }
-run() { echo "\$ ${*//$root\//}"; "$@"; }
+run() { echo "\$ ${*/#$cmoe/cmoe}"; "$@"; }
 on_ranks() { run mpirun -n "$ranks" "$@"; }
 
 # --- set-up ---------------------------------------------------------------------------------------
@@ -82,44 +86,47 @@ fetch_text() {
 say "building cmoe (release)"
 start=$SECONDS
 build_program
-cmoe=$root/build/release/cmoe
+cmoe=$PWD/build/release/cmoe
 fetch_model
 calibration=$demo/debian-reference.txt
 held_out=$demo/debian-policy.txt
 fetch_text debian-reference-en usr/share/debian-reference/debian-reference.en.txt.gz "$calibration"
 fetch_text debian-policy usr/share/doc/debian-policy/policy.txt.gz "$held_out"
 echo "set-up: $((SECONDS - start)) s"
+[ "${1:-}" != --fetch ] || exit 0
 
 # --- the job --------------------------------------------------------------------------------------
 start=$SECONDS
+cd "$demo"
+model=${model##*/} calibration=${calibration##*/} held_out=${held_out##*/}
+
 say "the model"
 run "$cmoe" inspect "$model"
 
 say "profile: 8 x 2,048 calibration tokens, $ranks ranks"
 on_ranks "$cmoe" profile --model "$model" --dataset "$calibration" --samples 8 --seq-len 2048 --seed 0 \
-  --out "$demo/profile.h5" --force
+  --out profile.h5 --force
 
-models=()
+models=(--model "$model")
 for recipe in best authors static flap; do
-  say "carve S3A3E8, recipe $recipe: 3 shared + 3 of 5 routed experts, 75 % of the FFN"
-  on_ranks "$cmoe" carve --model "$model" --profile "$demo/profile.h5" --experts S3A3E8 --recipe "$recipe" \
-    --out "$demo/$recipe" --force
-  models+=(--model "$demo/$recipe")
+  say "carve S3A3E8, recipe $recipe: 3 shared and 3 of 5 routed experts, 75 % of the FFN"
+  on_ranks "$cmoe" carve --model "$model" --profile profile.h5 --experts S3A3E8 --recipe "$recipe" --out "$recipe" --force
+  models+=(--model "$recipe")
 done
 
 say "evaluate: perplexity on held-out text, $windows windows of 2,048 tokens"
-on_ranks "$cmoe" evaluate --perplexity --model "$model" "${models[@]}" --dataset "$held_out" --seq-len 2048 \
-  --windows "$windows" --json "$demo/result.json" --force | tee "$demo/result.txt"
+on_ranks "$cmoe" evaluate --perplexity "${models[@]}" --dataset "$held_out" --seq-len 2048 --windows "$windows" \
+  --json result.json --update-card | tee result.txt
 
 say "generate from the carved model"
-run "$cmoe" generate --model "$demo/best" --prompt "What is a Debian package?" --chat --max-tokens 48 --temperature 0
+run "$cmoe" generate --model best --prompt "What is a Debian package?" --chat --max-tokens 48 --temperature 0
 
 say "done in $((SECONDS - start)) s after set-up"
-sed 1d "$demo/result.txt"
+sed 1d result.txt # without the command
 cat <<END
 
-The carved model: build/demo/best. Load it with
+The carved model lies in build/demo/best. It loads with
   AutoModelForCausalLM.from_pretrained("build/demo/best", trust_remote_code=True)
-or go on with
+and goes on with
   build/release/cmoe generate --model build/demo/best --chat --prompt "..." --max-tokens 64 --temperature 0
 END

@@ -36,7 +36,7 @@ template <class... Args>
 }  // namespace cmoe
 
 /// Checks what input can break; the message is a fmt format string and its arguments.
-#define CMOE_CHECK(condition, ...)              \
-  do {                                          \
+#define CMOE_CHECK(condition, ...)               \
+  do {                                           \
     if (!(condition)) ::cmoe::fail(__VA_ARGS__); \
   } while (false)

@@ -8,6 +8,26 @@
 
 namespace cmoe {
 
+/// A piece of host memory that goes to, or comes from, one rank.
+template <class Byte>
+struct MemoryBlock {
+  Byte* data = nullptr;
+  int64_t bytes = 0;
+};
+
+/// A transfer under way. Its memory must stay in place until wait() returned or test() said true.
+class Request {
+ public:
+  /// Never blocks. A request that did not end, because its rank unwinds after an error, leaves the memory given to hold() to
+  /// the transfer for the rest of the program.
+  virtual ~Request() = default;
+  /// Moves the transfer along; true when it has ended.
+  virtual bool test() = 0;
+  virtual void wait() = 0;
+  /// Keeps memory alive until the transfer has ended.
+  virtual void hold(std::shared_ptr<const void> memory) = 0;
+};
+
 /// A group of ranks and its collectives over host memory. Every collective is called by all ranks of the group, in the same
 /// order; a group of one and a rank with nothing to send are ordinary. Counts are elements and may exceed 2^31: transfers are
 /// split below the transport's limits. A failure names the call, the library's message, rank and host.
@@ -36,8 +56,14 @@ class Communicator {
   /// send.
   virtual void all_to_all_v(const void* send, std::span<const int64_t> send_counts, void* recv,
                             std::span<const int64_t> recv_counts, int64_t row_bytes) = 0;
-  /// One value per destination rank.
+  /// The same number of values per destination rank: n * size() values, of which the r-th n go to rank r; returns the n values
+  /// of each rank, in rank order. n must be equal on all ranks.
   virtual std::vector<int64_t> all_to_all(std::span<const int64_t> values) = 0;
+  /// Starts an exchange between all pairs of ranks and returns at once: send[r] goes to rank r, receive[r] takes what rank r
+  /// sends here, and both sides of a pair give the same size. Empty blocks cost no message. What is for this rank itself is
+  /// copied before the call returns. Several may be under way; all ranks start them in the same order.
+  virtual std::unique_ptr<Request> start_exchange(std::span<const MemoryBlock<const std::byte>> send,
+                                                  std::span<const MemoryBlock<std::byte>> receive) = 0;
 
   /// Ranks of the same colour form a group, in rank order.
   virtual std::unique_ptr<Communicator> split(int color) = 0;

@@ -46,6 +46,77 @@ void in_pieces(int64_t count, int64_t most, Piece piece) {
   for (int64_t begin = 0; begin < count; begin += most) piece(begin, static_cast<int>(std::min(most, count - begin)));
 }
 
+// The messages of one exchange.
+class MpiRequest final : public Request {
+ public:
+  static constexpr int kSend = -1;
+
+  MpiRequest() = default;
+  MpiRequest(const MpiRequest&) = delete;
+  MpiRequest& operator=(const MpiRequest&) = delete;
+
+  ~MpiRequest() override {
+    int finalized = 0, done = 0;
+    MPI_Finalized(&finalized);
+    if (!requests_.empty() && !finalized) {
+      MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE);
+    }
+    if (requests_.empty() || done) return;
+    // Messages may still write to this memory; the rank is on its way to abort the job.
+    static auto* const abandoned = new std::vector<std::shared_ptr<const void>>;
+    abandoned->insert(abandoned->end(), held_.begin(), held_.end());
+  }
+
+  bool test() override {
+    if (requests_.empty()) return true;
+    std::vector<MPI_Status> statuses(requests_.size());
+    int done = 0;
+    const int code = MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, statuses.data());
+    if (code != MPI_SUCCESS || done) finish(code, statuses, "MPI_Testall(exchange)");
+    return requests_.empty();
+  }
+
+  void wait() override {
+    if (requests_.empty()) return;
+    std::vector<MPI_Status> statuses(requests_.size());
+    finish(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), statuses.data()), statuses,
+           "MPI_Waitall(exchange)");
+  }
+
+  void hold(std::shared_ptr<const void> memory) override {
+    if (!requests_.empty() && memory) held_.push_back(std::move(memory));
+  }
+
+  // A place for the next message's handle: one that receives `length` bytes, or sends. Valid until the next call.
+  MPI_Request* add(int length) {
+    lengths_.push_back(length);
+    return &requests_.emplace_back(MPI_REQUEST_NULL);
+  }
+
+ private:
+  void finish(int code, const std::vector<MPI_Status>& statuses, const char* call) {
+    if (code == MPI_ERR_IN_STATUS) {
+      for (const MPI_Status& status : statuses) {
+        if (status.MPI_ERROR != MPI_ERR_PENDING) check_call(status.MPI_ERROR, call);
+      }
+    }
+    check_call(code, call);
+    for (size_t i = 0; i < statuses.size(); ++i) {
+      int length = 0;
+      if (lengths_[i] != kSend) MPI_Get_count(&statuses[i], MPI_BYTE, &length);
+      if (lengths_[i] == kSend || length == lengths_[i]) continue;
+      fail_internal("[rank {}/{} {}] {}: rank {} of the group sent {} bytes; expected {}", world_rank, world_size, host_name(),
+                    call, statuses[i].MPI_SOURCE, length, lengths_[i]);
+    }
+    requests_.clear();
+    held_.clear();
+  }
+
+  std::vector<MPI_Request> requests_;  // empty when all have ended
+  std::vector<int> lengths_;
+  std::vector<std::shared_ptr<const void>> held_;
+};
+
 class MpiCommunicator final : public Communicator {
  public:
   // Takes ownership of `comm`. Collective: it finds the ranks of this node.
@@ -109,48 +180,59 @@ class MpiCommunicator final : public Communicator {
     return all;
   }
 
-  // Pairwise messages instead of MPI_Alltoallv: sender and receiver of a pair know the same count, so each pair is split (or
-  // skipped) on its own, where a collective would need one more reduction to agree on the number of rounds.
   void all_to_all_v(const void* send, std::span<const int64_t> send_counts, void* recv, std::span<const int64_t> recv_counts,
                     int64_t row_bytes) override {
     const std::vector<int64_t> send_begin = offsets(send_counts, row_bytes, "send_counts");
     const std::vector<int64_t> recv_begin = offsets(recv_counts, row_bytes, "recv_counts");
-    const auto me = static_cast<size_t>(rank_);
-    if (send_counts[me] != recv_counts[me]) {
-      fail_internal("[rank {}/{} {}] all_to_all_v: {} rows sent to self, {} expected from self", rank_, size_, host_name(),
-                    send_counts[me], recv_counts[me]);
+    std::vector<MemoryBlock<const std::byte>> from(send_counts.size());
+    std::vector<MemoryBlock<std::byte>> to(recv_counts.size());
+    for (size_t r = 0; r < from.size(); ++r) {
+      from[r] = {static_cast<const std::byte*>(send) + send_begin[r], send_begin[r + 1] - send_begin[r]};
+      to[r] = {static_cast<std::byte*>(recv) + recv_begin[r], recv_begin[r + 1] - recv_begin[r]};
     }
-    const char* from = static_cast<const char*>(send);
-    char* to = static_cast<char*>(recv);
-    std::vector<MPI_Request> requests;
+    start_exchange(from, to)->wait();
+  }
+
+  std::vector<int64_t> all_to_all(std::span<const int64_t> values) override {
+    const auto each = static_cast<int>(values.size() / static_cast<size_t>(size_));
+    if (static_cast<size_t>(each) * static_cast<size_t>(size_) != values.size()) {
+      fail_internal("[rank {}/{} {}] values has {} entries; expected the same number for each of {} ranks", rank_, size_,
+                    host_name(), values.size(), size_);
+    }
+    std::vector<int64_t> received(values.size());
+    CMOE_MPI_CALL(MPI_Alltoall(values.data(), each, MPI_INT64_T, received.data(), each, MPI_INT64_T, comm_));
+    return received;
+  }
+
+  // Pairwise messages instead of MPI_Ialltoallv: sender and receiver of a pair know the same size, so each pair is split (or
+  // skipped) on its own, where a collective would need one more reduction to agree on the number of rounds.
+  std::unique_ptr<Request> start_exchange(std::span<const MemoryBlock<const std::byte>> send,
+                                          std::span<const MemoryBlock<std::byte>> receive) override {
+    check_one_per_rank(send.size(), "send");
+    check_one_per_rank(receive.size(), "receive");
+    const auto me = static_cast<size_t>(rank_);
+    if (send[me].bytes != receive[me].bytes) {
+      fail_internal("[rank {}/{} {}] exchange: {} bytes sent to self, {} expected from self", rank_, size_, host_name(),
+                    send[me].bytes, receive[me].bytes);
+    }
+    auto request = std::make_unique<MpiRequest>();
     // Each rank starts with its own neighbour, so that no rank is everyone's first target.
     for (int step = 1; step < size_; ++step) {
       const int peer = (rank_ - step + size_) % size_;
-      const auto p = static_cast<size_t>(peer);
-      in_pieces(recv_begin[p + 1] - recv_begin[p], max_transfer_bytes, [&](int64_t begin, int length) {
-        char* target = to + recv_begin[p] + begin;
-        CMOE_MPI_CALL(MPI_Irecv(target, length, MPI_BYTE, peer, kRowTag, comm_, &requests.emplace_back(MPI_REQUEST_NULL)));
+      const auto& block = receive[static_cast<size_t>(peer)];
+      in_pieces(block.bytes, max_transfer_bytes, [&](int64_t begin, int length) {
+        CMOE_MPI_CALL(MPI_Irecv(block.data + begin, length, MPI_BYTE, peer, kRowTag, comm_, request->add(length)));
       });
     }
     for (int step = 1; step < size_; ++step) {
       const int peer = (rank_ + step) % size_;
-      const auto p = static_cast<size_t>(peer);
-      in_pieces(send_begin[p + 1] - send_begin[p], max_transfer_bytes, [&](int64_t begin, int length) {
-        const char* source = from + send_begin[p] + begin;
-        CMOE_MPI_CALL(MPI_Isend(source, length, MPI_BYTE, peer, kRowTag, comm_, &requests.emplace_back(MPI_REQUEST_NULL)));
+      const auto& block = send[static_cast<size_t>(peer)];
+      in_pieces(block.bytes, max_transfer_bytes, [&](int64_t begin, int length) {
+        CMOE_MPI_CALL(MPI_Isend(block.data + begin, length, MPI_BYTE, peer, kRowTag, comm_, request->add(MpiRequest::kSend)));
       });
     }
-    if (const int64_t own = send_begin[me + 1] - send_begin[me]; own > 0) {
-      std::memcpy(to + recv_begin[me], from + send_begin[me], static_cast<size_t>(own));
-    }
-    wait_all(requests);
-  }
-
-  std::vector<int64_t> all_to_all(std::span<const int64_t> values) override {
-    check_one_per_rank(values.size(), "values");
-    std::vector<int64_t> received(values.size());
-    CMOE_MPI_CALL(MPI_Alltoall(values.data(), 1, MPI_INT64_T, received.data(), 1, MPI_INT64_T, comm_));
-    return received;
+    if (send[me].bytes > 0) std::memcpy(receive[me].data, send[me].data, static_cast<size_t>(send[me].bytes));
+    return request;
   }
 
   std::unique_ptr<Communicator> split(int color) override {
@@ -195,16 +277,6 @@ class MpiCommunicator final : public Communicator {
       begins.push_back(begins.back() + count * row_bytes);
     }
     return begins;
-  }
-
-  void wait_all(std::vector<MPI_Request>& requests) const {
-    if (requests.empty()) return;
-    std::vector<MPI_Status> statuses(requests.size());
-    const int code = MPI_Waitall(static_cast<int>(requests.size()), requests.data(), statuses.data());
-    if (code == MPI_ERR_IN_STATUS) {
-      for (const MPI_Status& status : statuses) check_call(status.MPI_ERROR, "MPI_Waitall(all_to_all_v)");
-    }
-    check_call(code, "MPI_Waitall(all_to_all_v)");
   }
 
   MPI_Comm comm_;

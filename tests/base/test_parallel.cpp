@@ -1,10 +1,10 @@
-#include "base/parallel.h"
-
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <stdexcept>
 #include <vector>
+
+#include "base/parallel.h"
 
 namespace cmoe {
 namespace {
@@ -26,7 +26,10 @@ TEST(Parallel, CoversEveryIndexOnceWithAnyNumberOfThreads) {
 
 TEST(Parallel, RethrowsTheBodysException) {
   set_num_threads(3);
-  EXPECT_THROW(parallel_for(100, 1, [](int64_t begin, int64_t) { if (begin == 50) throw std::runtime_error("fifty"); }),
+  EXPECT_THROW(parallel_for(100, 1,
+                            [](int64_t begin, int64_t) {
+                              if (begin == 50) throw std::runtime_error("fifty");
+                            }),
                std::runtime_error);
   std::atomic<int> calls{0};
   parallel_for(10, 1, [&](int64_t, int64_t) { calls++; });  // the pool is usable afterwards

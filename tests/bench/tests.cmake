@@ -9,3 +9,5 @@ endif()
 
 cmoe_bench(bench_assignment)
 cmoe_bench(bench_markers)
+cmoe_bench(bench_dispatch)
+target_include_directories(bench_dispatch PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})

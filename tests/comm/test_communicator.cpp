@@ -87,6 +87,46 @@ TEST_P(CommunicatorTest, ExchangesOneValuePerRank) {
   EXPECT_EQ(comm.all_to_all(values), expected);
 }
 
+TEST_P(CommunicatorTest, ExchangesSeveralValuesPerRank) {
+  std::vector<int64_t> values, expected;
+  for (int64_t r = 0; r < size; ++r) {
+    for (int64_t i = 0; i < 3; ++i) {
+      values.push_back(mark(rank, r, i));
+      expected.push_back(mark(r, rank, i));
+    }
+  }
+  EXPECT_EQ(comm.all_to_all(values), expected);
+  EXPECT_TRUE(comm.all_to_all({}).empty());
+}
+
+TEST_P(CommunicatorTest, SeveralExchangesAreUnderWayAtOnce) {
+  constexpr int kExchanges = 3;
+  const auto length = [](int64_t from, int64_t to, int64_t round) { return (from * 5 + to * 11 + round * 3) % 13 * 9; };
+  std::vector<std::vector<std::vector<std::byte>>> sent(kExchanges), received(kExchanges);
+  std::vector<std::unique_ptr<Request>> requests;
+  for (int64_t i = 0; i < kExchanges; ++i) {
+    std::vector<MemoryBlock<const std::byte>> from;
+    std::vector<MemoryBlock<std::byte>> to;
+    for (int64_t r = 0; r < size; ++r) {
+      auto& out = sent[static_cast<size_t>(i)].emplace_back(static_cast<size_t>(length(rank, r, i)),
+                                                            static_cast<std::byte>(mark(rank, r, i)));
+      auto& in = received[static_cast<size_t>(i)].emplace_back(static_cast<size_t>(length(r, rank, i)));
+      from.push_back({out.data(), length(rank, r, i)});
+      to.push_back({in.data(), length(r, rank, i)});
+    }
+    requests.push_back(comm.start_exchange(from, to));
+  }
+  while (!requests.back()->test()) {
+  }
+  for (auto& request : requests) request->wait();
+  for (int64_t i = 0; i < kExchanges; ++i) {
+    for (int64_t r = 0; r < size; ++r) {
+      const std::vector<std::byte> expected(static_cast<size_t>(length(r, rank, i)), static_cast<std::byte>(mark(r, rank, i)));
+      EXPECT_EQ(received[static_cast<size_t>(i)][static_cast<size_t>(r)], expected);
+    }
+  }
+}
+
 TEST_P(CommunicatorTest, ExchangesRowsUnevenlyAndBack) {
   // Rows are pairs of int64. Some pairs have no rows, and rank 0 receives nothing from odd ranks.
   const auto rows = [](int64_t from, int64_t to) { return to == 0 && from % 2 == 1 ? 0 : (from * 7 + to * 3) % 11 * 5; };
@@ -150,6 +190,30 @@ TEST(Communicator, KnowsItsNode) {
   EXPECT_THAT(Environment::library_version(), ::testing::HasSubstr("MPI"));
 }
 
+TEST(Communicator, NamesTheRankThatSentLessThanAgreed) {
+  Communicator& comm = test_world();
+  if (comm.size() < 2) GTEST_SKIP() << "needs two ranks";
+  // Rank 1 sends 3 bytes where rank 0 expects 8.
+  std::vector<std::byte> memory(8);
+  std::vector<MemoryBlock<const std::byte>> send(static_cast<size_t>(comm.size()));
+  std::vector<MemoryBlock<std::byte>> receive(send.size());
+  if (comm.rank() == 1) send[0] = {memory.data(), 3};
+  if (comm.rank() == 0) receive[1] = {memory.data(), 8};
+  const auto request = comm.start_exchange(send, receive);
+  std::string message;
+  try {
+    request->wait();
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  if (comm.rank() == 0) {
+    EXPECT_THAT(message, ::testing::HasSubstr("rank 1 of the group sent 3 bytes; expected 8"));
+  } else {
+    EXPECT_EQ(message, "");
+  }
+  comm.barrier();
+}
+
 TEST(Communicator, RefusesWrongArguments) {
   Communicator& comm = test_world();
   const auto message = [](const auto& call) -> std::string {
@@ -164,8 +228,16 @@ TEST(Communicator, RefusesWrongArguments) {
   std::vector<int64_t> negative = good;
   negative[0] = -1;
   const std::string where = fmt::format("[rank {}/{} {}]", comm.rank(), comm.size(), host_name());
-  EXPECT_EQ(message([&] { comm.all_to_all(many); }),
-            fmt::format("{} values has {} entries; expected one per rank", where, many.size()));
+  if (comm.size() > 1) {
+    EXPECT_EQ(message([&] { comm.all_to_all(many); }),
+              fmt::format("{} values has {} entries; expected the same number for each of {} ranks", where, many.size(),
+                          comm.size()));
+  }
+  const std::vector<MemoryBlock<const std::byte>> nothing(good.size());
+  std::vector<MemoryBlock<std::byte>> from_self(good.size());
+  from_self[static_cast<size_t>(comm.rank())].bytes = 4;
+  EXPECT_EQ(message([&] { comm.start_exchange(nothing, from_self); }),
+            where + " exchange: 0 bytes sent to self, 4 expected from self");
   EXPECT_EQ(message([&] { comm.all_to_all_v(nullptr, good, nullptr, many, 1); }),
             fmt::format("{} recv_counts has {} entries; expected one per rank", where, many.size()));
   EXPECT_EQ(message([&] { comm.all_to_all_v(nullptr, negative, nullptr, good, 8); }),

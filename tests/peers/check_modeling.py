@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 EXPORT = pathlib.Path(__file__).resolve().parents[2] / "src" / "model" / "export"
 DTYPE = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
@@ -236,6 +236,40 @@ def check_training(folder, label):
             sys.exit(f"{label}: no gradient")
 
 
+def check_dense(root):
+    """The invariant: with every expert active and nothing compensated, the carved model is the dense one.
+
+    The carved config spells RoPE the old way (rope_theta and rope_scaling) and the dense one in this transformers' own.
+    """
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 16}
+    config = config_json({"num_experts_per_tok": 5, "rope_scaling": scaling, "rope_theta": 500.0})
+    weights = random_weights(config, seed=99)
+    write_folder(root / "all-active", config, weights)
+    carved = AutoModelForCausalLM.from_pretrained(root / "all-active", trust_remote_code=True).eval()
+    fields = {k: config[k] for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                                     "num_key_value_heads", "vocab_size", "max_position_embeddings", "rms_norm_eps")}
+    if DTYPE == "dtype":
+        fields["rope_parameters"] = {**scaling, "rope_theta": 500.0}
+    else:
+        fields.update(rope_scaling=scaling, rope_theta=500.0)
+    dense = LlamaForCausalLM(LlamaConfig(**fields)).eval()
+    joined = {k: v for k, v in weights.items() if ".mlp." not in k}
+    for layer in range(LAYERS):
+        p = f"model.layers.{layer}.mlp."
+        parts = ["shared_experts."] + [f"experts.{e}." for e in range(5)]
+        for proj, axis in (("gate_proj.weight", 0), ("up_proj.weight", 0), ("down_proj.weight", 1)):
+            joined[p + proj] = torch.cat([weights[p + part + proj] for part in parts], axis)
+    dense.load_state_dict(joined)
+    ids = torch.randint(0, VOCAB, (2, 60), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        want = dense(ids).logits
+        worst = ((carved(ids).logits - want).abs().max() / want.abs().max()).item()
+    if not worst < 1e-5:
+        sys.exit(f"with every expert active the logits differ from the dense model's by {worst:.3g}, expected < 1e-5")
+    print(f"ok  {worst:.1e}  every expert active: the dense model")
+
+
 def main():
     cases = []
     for kind, selector, extras in itertools.product(
@@ -255,6 +289,7 @@ def main():
             if moe.get("router_scale"):
                 check_training(folder, label)
             print(f"ok  {worst:.1e}  {label}")
+        check_dense(pathlib.Path(root))
         fresh = AutoConfig.from_pretrained(pathlib.Path(root) / "case-1", trust_remote_code=True)
         model = AutoModelForCausalLM.from_config(fresh, trust_remote_code=True)
         if not all(torch.isfinite(p).all() for p in model.parameters()):

@@ -1,0 +1,27 @@
+#pragma once
+
+#include "kernels/cpu/table.h"
+
+// What the files of one instruction set hand to its table.
+namespace cmoe::kernels::CMOE_ISA {
+
+Gemm gemm_f32();
+Gemm gemm_bf16();
+void pack_panel_f32(const float* w, int64_t n, int64_t k, float* panel);
+void pack_panel_bf16(const uint16_t* w, int64_t n, int64_t k, uint16_t* panel);
+void pack_columns(const float* a, int64_t lda, int64_t n, int64_t t, void* packed);
+void pack_columns_panel(const float* b, int64_t ldb, int64_t n, int64_t t, float* panel);
+
+void attention(const AttentionTile& tile, float* scratch);
+int64_t attention_scratch(int64_t rows, int64_t head_dim);
+
+void rms_norm(const float* x, const float* weight, int64_t n, float epsilon, float* y);
+void rope(float* x, const float* cos, const float* sin, int64_t half);
+void swiglu(const float* gate, const float* up, int64_t n, float* h);
+void add(const float* x, int64_t n, float* y);
+void exp_all(const float* x, int64_t n, float* y);
+void widen_bf16(const uint16_t* x, int64_t n, float* y);
+void narrow_bf16(const float* x, int64_t n, uint16_t* y);
+void sum_exp(const float* x, int64_t n, float* max, double* sum);
+
+}  // namespace cmoe::kernels::CMOE_ISA

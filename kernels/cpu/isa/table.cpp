@@ -1,0 +1,33 @@
+#include "kernels/cpu/isa/kernels.h"
+
+#define CMOE_JOIN2(a, b) a##b
+#define CMOE_JOIN(a, b) CMOE_JOIN2(a, b)
+#define CMOE_TEXT2(a) #a
+#define CMOE_TEXT(a) CMOE_TEXT2(a)
+
+namespace cmoe::kernels {
+
+const Table& CMOE_JOIN(table_, CMOE_ISA)() {
+  static const Table table{
+      .name = CMOE_TEXT(CMOE_ISA),
+      .f32 = CMOE_ISA::gemm_f32(),
+      .bf16 = CMOE_ISA::gemm_bf16(),
+      .pack_panel_f32 = CMOE_ISA::pack_panel_f32,
+      .pack_panel_bf16 = CMOE_ISA::pack_panel_bf16,
+      .pack_columns = CMOE_ISA::pack_columns,
+      .pack_columns_panel = CMOE_ISA::pack_columns_panel,
+      .attention = CMOE_ISA::attention,
+      .attention_scratch = CMOE_ISA::attention_scratch,
+      .rms_norm = CMOE_ISA::rms_norm,
+      .rope = CMOE_ISA::rope,
+      .swiglu = CMOE_ISA::swiglu,
+      .add = CMOE_ISA::add,
+      .exp = CMOE_ISA::exp_all,
+      .widen_bf16 = CMOE_ISA::widen_bf16,
+      .narrow_bf16 = CMOE_ISA::narrow_bf16,
+      .sum_exp = CMOE_ISA::sum_exp,
+  };
+  return table;
+}
+
+}  // namespace cmoe::kernels

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <cstdint>
+
+// CPU kernels: single-threaded functions over plain pointers. Each is compiled once per instruction set; a Table holds one
+// set's functions. Callers split work over threads and check shapes; nothing here allocates, throws or synchronises.
+namespace cmoe::kernels {
+
+/// Features (rows of W) that one packed panel holds.
+inline constexpr int kPanel = 32;
+/// Keys of one attention block: blocks start at multiples of it, whatever the query.
+inline constexpr int kKeyBlock = 64;
+
+/// y[i, j] (+)= sum over k of x[i, k] W[j, k], for one format of packed weights.
+///
+/// A weight matrix [n, k] lies as ceil(n / kPanel) panels, features beyond n zero. f32: panel[k][kPanel]. bf16:
+/// panel[ceil(k / 2)][kPanel][2], so that a vector holds neighbours in k, and an odd k is padded with zero.
+/// Each y[i, j] is one accumulator that adds its products in the order of k. Vector lanes run over j and tiles over i, so
+/// neither the number of rows nor the split over threads reaches the bits.
+struct Gemm {
+  int tile_rows;  ///< rows of x that a tile takes at most
+
+  /// Bytes of `rows` packed rows of x.
+  int64_t (*packed_bytes)(int64_t rows, int64_t k);
+  /// Packs rows (1 .. tile_rows) of x [rows, k], row stride ldx, for tile().
+  void (*pack)(const float* x, int64_t ldx, int64_t rows, int64_t k, void* packed);
+  /// y [rows, columns] (+)= packed rows times `columns` features of consecutive panels.
+  void (*tile)(const void* packed, int64_t rows, const void* panels, int64_t k, float* y, int64_t ldy, int64_t columns,
+               bool add);
+};
+
+/// Causal attention of consecutive tokens of one sequence to one key-value head.
+struct AttentionTile {
+  const float* q;  ///< [tokens][group][head_dim], token stride q_stride
+  int64_t q_stride;
+  int64_t tokens;
+  int64_t position;  ///< of the first token; token t sees keys 0 .. position + t
+  int64_t group;     ///< query heads that share the key-value head
+  int64_t head_dim;
+  const float* key;    ///< [position + tokens or more][head_dim]
+  const float* value;  ///< the same shape
+  float* out;          ///< laid out like q, token stride out_stride
+  int64_t out_stride;
+  float scale;
+};
+
+struct Table {
+  const char* name;
+  Gemm f32, bf16;
+
+  /// Packs rows [0, n) (n <= kPanel) of W [n, k], row stride k, as one panel.
+  void (*pack_panel_f32)(const float* w, int64_t n, int64_t k, float* panel);
+  void (*pack_panel_bf16)(const uint16_t* w, int64_t n, int64_t k, uint16_t* panel);
+  /// For c = a^T b: columns [0, n) of a [t, ...] with row stride lda. As a tile of f32.tile (n <= tile_rows) ...
+  void (*pack_columns)(const float* a, int64_t lda, int64_t n, int64_t t, void* packed);
+  /// ... and as an f32 panel (n <= kPanel).
+  void (*pack_columns_panel)(const float* b, int64_t ldb, int64_t n, int64_t t, float* panel);
+
+  /// Online softmax over blocks of kKeyBlock keys at absolute positions: a row's result depends on its own query and keys
+  /// alone, to the bit. `scratch` holds attention_scratch() floats, 64-byte aligned.
+  void (*attention)(const AttentionTile& tile, float* scratch);
+  int64_t (*attention_scratch)(int64_t rows, int64_t head_dim);
+
+  /// y = x * (1 / sqrt(mean(x^2) + epsilon)) * weight; one row of n.
+  void (*rms_norm)(const float* x, const float* weight, int64_t n, float epsilon, float* y);
+  /// Rotates the pairs (i, i + half) of one head in place.
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);
+  /// h = g / (1 + exp(-g)) * u.
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* h);
+  void (*add)(const float* x, int64_t n, float* y);
+  void (*exp)(const float* x, int64_t n, float* y);
+  void (*widen_bf16)(const uint16_t* x, int64_t n, float* y);
+  /// Nearest, ties to even; NaN stays NaN.
+  void (*narrow_bf16)(const float* x, int64_t n, uint16_t* y);
+  /// max(x) and the sum of exp(x - max), in an order that n alone decides.
+  void (*sum_exp)(const float* x, int64_t n, float* max, double* sum);
+};
+
+const Table& table_generic();
+#ifdef CMOE_X86
+const Table& table_avx2();
+const Table& table_avx512();
+/// bf16 products by vdpbf16ps; x is rounded to bf16.
+const Gemm& gemm_avx512_bf16();
+#endif
+
+}  // namespace cmoe::kernels

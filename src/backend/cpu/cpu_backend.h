@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstddef>
+
+#include "backend/backend.h"
+#include "kernels/cpu/table.h"
+
+namespace cmoe::cpu {
+
+/// Panels as kernels/cpu/table.h describes them.
+struct PackedWeight : Weight::Impl {
+  Tensor panels;  ///< [panels, bytes of one], u8
+  int64_t panel_bytes;
+  const std::byte* panel(int64_t index) const { return static_cast<const std::byte*>(panels.raw()) + index * panel_bytes; }
+};
+
+/// Checks shapes, splits work over threads, calls the kernels of one instruction set.
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(CpuIsa isa, const kernels::Table& table, const kernels::Gemm& bf16) : isa_(isa), table_(table), bf16_(bf16) {}
+
+  std::string description() const override;
+  Weight prepare(const Tensor& weight, DType dtype) const override;
+  void linear(const Tensor& x, const Weight& weight, Tensor& y, bool accumulate) const override;
+  void multiply_transposed(const Tensor& a, const Tensor& b, Tensor& c, bool accumulate) const override;
+  void embed(std::span<const int32_t> ids, const Tensor& table, Tensor& y) const override;
+  void rms_norm(const Tensor& x, const Tensor& weight, float epsilon, Tensor& y) const override;
+  void rope(Tensor& x, int64_t head_dim, std::span<const int32_t> positions, const Tensor& cos,
+            const Tensor& sin) const override;
+  void attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, int64_t head_dim,
+                 Tensor& out) const override;
+  void swiglu(const Tensor& gate, const Tensor& up, Tensor& h) const override;
+  void add(const Tensor& x, Tensor& y) const override;
+  void add_bias(const Tensor& bias, Tensor& y) const override;
+  void gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor& out) const override;
+  void cross_entropy(const Tensor& x, const Weight& head, std::span<const int32_t> targets,
+                     std::span<double> nll) const override;
+
+ private:
+  const kernels::Gemm& gemm(DType dtype) const { return dtype == DType::bf16 ? bf16_ : table_.f32; }
+
+  CpuIsa isa_;
+  const kernels::Table& table_;
+  const kernels::Gemm& bf16_;
+};
+
+/// 64-byte aligned memory that grows and stays: scratch of one thread, valid until its next resize.
+class Scratch {
+ public:
+  std::byte* resize(int64_t bytes);
+
+ private:
+  Tensor memory_;
+};
+
+/// @throws Error "where: name is f32 [4, 5], expected f32 [rows, 8]" unless `tensor` is a matrix of f32 of that shape; -1 fits
+/// any.
+void check_matrix(const char* where, const char* name, const Tensor& tensor, int64_t rows, int64_t columns);
+
+}  // namespace cmoe::cpu
