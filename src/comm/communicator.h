@@ -43,6 +43,8 @@ class Communicator {
   /// Ranks of this group on this rank's node, and this rank's number among them.
   virtual int node_size() const = 0;
   virtual int node_rank() const = 0;
+  /// The transport's own name for this group, as an integer: for a library that communicates by itself (parallel HDF5).
+  virtual int64_t native_handle() const = 0;
 
   virtual void barrier() = 0;
   virtual void broadcast_bytes(void* data, int64_t bytes, int root) = 0;

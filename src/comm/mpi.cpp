@@ -144,6 +144,7 @@ class MpiCommunicator final : public Communicator {
   int size() const override { return size_; }
   int node_size() const override { return node_size_; }
   int node_rank() const override { return node_rank_; }
+  int64_t native_handle() const override { return MPI_Comm_c2f(comm_); }
 
   void barrier() override { CMOE_MPI_CALL(MPI_Barrier(comm_)); }
 

@@ -15,6 +15,7 @@ class CountingCommunicator final : public Communicator {
   int size() const override { return inner_.size(); }
   int node_size() const override { return inner_.node_size(); }
   int node_rank() const override { return inner_.node_rank(); }
+  int64_t native_handle() const override { return inner_.native_handle(); }
   void barrier() override { inner_.barrier(); }
   void broadcast_bytes(void* data, int64_t n, int root) override { inner_.broadcast_bytes(data, n, root); }
   void all_reduce_sum(std::span<int64_t> values) override { inner_.all_reduce_sum(values); }
