@@ -48,14 +48,17 @@ void compensate_mean(const DenseFfnTensors& dense, const LayerActivations& activ
     }
   }
   layer.compensation_bias = Tensor(DType::f32, {d});
-  std::transform(bias.begin(), bias.end(), layer.compensation_bias.data<float>(), [](double v) { return static_cast<float>(v); });
+  std::transform(bias.begin(), bias.end(), layer.compensation_bias.data<float>(),
+                 [](double v) { return static_cast<float>(v); });
   if (experts == 0) return;
   layer.expert_bias = Tensor(DType::f32, {experts, d});
-  std::transform(per_expert.begin(), per_expert.end(), layer.expert_bias.data<float>(), [](double v) { return static_cast<float>(v); });
+  std::transform(per_expert.begin(), per_expert.end(), layer.expert_bias.data<float>(),
+                 [](double v) { return static_cast<float>(v); });
 }
 
-void compensate_refit(const Backend& backend, const DenseFfnTensors& dense, const LayerActivations& activations, const Tensor& masked,
-                      const std::vector<int32_t>& expert_of, double lambda, Communicator& comm, CarvedLayer& layer) {
+void compensate_refit(const Backend& backend, const DenseFfnTensors& dense, const LayerActivations& activations,
+                      const Tensor& masked, const std::vector<int32_t>& expert_of, double lambda, Communicator& comm,
+                      CarvedLayer& layer) {
   const int64_t d = dense.down.dim(0);
   const TokenChunks& chunks = activations.chunks;
   // What is missing: r_t = W_d (h_t - m_t)

@@ -9,7 +9,8 @@
 
 namespace cmoe {
 
-Tensor expert_output_norms(const Backend& backend, const Tensor& h, const Tensor& down, const std::vector<std::vector<int32_t>>& experts) {
+Tensor expert_output_norms(const Backend& backend, const Tensor& h, const Tensor& down,
+                           const std::vector<std::vector<int32_t>>& experts) {
   const int64_t tokens = h.dim(0), d = down.dim(0);
   Tensor norms(DType::f32, {tokens, static_cast<int64_t>(experts.size())});
   for (size_t j = 0; j < experts.size(); ++j) {
@@ -38,8 +39,8 @@ Tensor expert_output_norms(const Backend& backend, const Tensor& h, const Tensor
   return norms;
 }
 
-void fit_linear_router(const Backend& backend, const Tensor& input, const Tensor& norms, double lambda, const TokenChunks& chunks,
-                       Communicator& comm, CarvedLayer& layer) {
+void fit_linear_router(const Backend& backend, const Tensor& input, const Tensor& norms, double lambda,
+                       const TokenChunks& chunks, Communicator& comm, CarvedLayer& layer) {
   const int64_t d = input.dim(1), experts = norms.dim(1);
   std::vector<double> square = gram(backend, input, input, chunks, comm);
   std::vector<double> cross = gram(backend, input, norms, chunks, comm);
@@ -77,7 +78,8 @@ void build_analytical_router(const DenseFfnTensors& dense, std::span<const int32
 }
 
 Router prepare_router(const Backend& backend, const CarvedLayer& layer, const ExpertShape& shape) {
-  Router router{.kind = layer.router_kind, .selector = layer.selector, .num_experts_per_tok = shape.active, .threshold = layer.threshold};
+  Router router{
+      .kind = layer.router_kind, .selector = layer.selector, .num_experts_per_tok = shape.active, .threshold = layer.threshold};
   if (layer.router_kind == RouterKind::linear) {
     router.weight = backend.prepare(layer.router_weight, DType::f32);
     router.bias = layer.router_bias;

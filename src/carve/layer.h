@@ -14,8 +14,8 @@ namespace cmoe {
 
 /// What carving a layer looks at: this rank's calibration tokens. n = f neurons.
 struct LayerActivations {
-  Tensor input;              ///< x [T, d]: the FFN's input after the norm
-  Tensor h;                  ///< [T, f] = silu(x Wg^T) * (x Wu^T)
+  Tensor input;                  ///< x [T, d]: the FFN's input after the norm
+  Tensor h;                      ///< [T, f] = silu(x Wg^T) * (x Wu^T)
   std::vector<int32_t> markers;  ///< [T, k_act] neuron indices, ascending per token; of the recipe's marker kind
   int64_t k_act = 0;
   TokenChunks chunks;
@@ -36,8 +36,8 @@ struct CarvedLayer {
   std::vector<std::vector<int32_t>> experts;  ///< R lists of m neurons
   RouterKind router_kind = RouterKind::linear;
   Selector selector = Selector::topk;
-  Tensor router_weight, router_bias;          ///< linear: [R, d], [R]
-  Tensor router_gate, router_up;              ///< analytical, authors: [R, d]
+  Tensor router_weight, router_bias;  ///< linear: [R, d], [R]
+  Tensor router_gate, router_up;      ///< analytical, authors: [R, d]
   float threshold = 0;
   Tensor down;               ///< [d, f] f32: the down-projection to slice from (refit, or the dense one)
   Tensor compensation_bias;  ///< [d], or undefined
@@ -52,10 +52,11 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
                         const LayerActivations& activations, const NeuronStatistics& statistics, int64_t layer, uint64_t seed,
                         Communicator& comm);
 
-/// The carved layer's output on the calibration tokens of this rank, from activations at hand: [T, d].
-Tensor carved_output(const Backend& backend, const CarvedLayer& layer, const LayerActivations& activations);
-
-/// The routing of the calibration tokens of this rank.
+/// The routing of this rank's calibration tokens.
 Routing calibration_routing(const Backend& backend, const CarvedLayer& layer, const ExpertShape& shape, const Tensor& input);
+
+/// x += the carved layer's output on this rank's calibration tokens, from the activations at hand; x [T, d].
+void add_carved_output(const Backend& backend, const CarvedLayer& layer, const LayerActivations& activations,
+                       const Routing& routing, Tensor& x);
 
 }  // namespace cmoe

@@ -9,13 +9,14 @@ namespace cmoe {
 
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-std::vector<double> ridge_solve(std::vector<double> gram, const std::vector<double>& right, int64_t n, int64_t m, double lambda) {
+std::vector<double> ridge_solve(std::vector<double> gram, const std::vector<double>& right, int64_t n, int64_t m,
+                                double lambda) {
   Eigen::Map<RowMajor> g(gram.data(), n, n);
   const double shift = lambda * g.trace() / static_cast<double>(n);
   g.diagonal().array() += shift > 0 ? shift : 1.0;  // all activations zero: any ridge gives W = 0
   Eigen::LLT<Eigen::Ref<RowMajor>> cholesky(g);     // in place
-  CMOE_CHECK(cholesky.info() == Eigen::Success, "least squares: the {} x {} matrix is not positive definite at lambda {}; expected lambda > 0",
-             n, n, lambda);
+  CMOE_CHECK(cholesky.info() == Eigen::Success,
+             "least squares: the {} x {} matrix is not positive definite at lambda {}; expected lambda > 0", n, n, lambda);
   std::vector<double> solution(right);
   Eigen::Map<RowMajor> w(solution.data(), n, m);
   constexpr int64_t kColumns = 64;
@@ -27,7 +28,8 @@ std::vector<double> ridge_solve(std::vector<double> gram, const std::vector<doub
   return solution;
 }
 
-void center_products(std::vector<double>& products, const std::vector<double>& s, const std::vector<double>& t, int64_t tokens) {
+void center_products(std::vector<double>& products, const std::vector<double>& s, const std::vector<double>& t,
+                     int64_t tokens) {
   for (size_t i = 0; i < s.size(); ++i) {
     for (size_t j = 0; j < t.size(); ++j) products[i * t.size() + j] -= s[i] * t[j] / static_cast<double>(tokens);
   }

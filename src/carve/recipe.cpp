@@ -12,7 +12,9 @@ namespace {
 
 constexpr std::array<std::string_view, 2> kMarker = {"raw", "normalized"};
 constexpr std::array<std::string_view, 5> kScore = {"activation_rate", "mass", "variance", "index", "random"};
-constexpr std::array<std::string_view, 5> kPartition = {"markers_l1", "markers_l2", "cosine", "contiguous", "random"};
+constexpr std::array<std::string_view, 2> kRepresentative = {"nearest", "highest_rate"};
+constexpr std::array<std::string_view, 6> kPartition = {"markers_l1", "markers_squared_l2", "markers_l2",
+                                                        "cosine",     "contiguous",         "random"};
 constexpr std::array<std::string_view, 3> kCompensation = {"none", "mean", "refit"};
 constexpr std::array<std::string_view, 2> kCalibration = {"dense", "carved"};
 constexpr std::array<std::string_view, 3> kRouter = {"linear", "analytical", "authors"};
@@ -50,16 +52,17 @@ ExpertShape parse_expert_shape(const std::string& text, int64_t intermediate_siz
   }
   CMOE_CHECK(shape.experts >= 1 && shape.shared >= 0 && shape.active >= 0 && shape.shared + shape.active >= 1,
              "experts '{}': at least one expert must run", text);
-  CMOE_CHECK(shape.shared + shape.active <= shape.experts, "experts '{}': {} shared and {} active are more than the {} experts there are", text,
-             shape.shared, shape.active, shape.experts);
+  CMOE_CHECK(shape.shared + shape.active <= shape.experts,
+             "experts '{}': {} shared and {} active are more than the {} experts there are", text, shape.shared, shape.active,
+             shape.experts);
   if (intermediate_size % shape.experts != 0) {
     const int64_t least = std::max<int64_t>(shape.shared + shape.active, 1);
     const int64_t below = nearest_divisor(intermediate_size, shape.experts, least, false);
     const int64_t above = nearest_divisor(intermediate_size, shape.experts, least, true);
     std::string choices = below ? fmt::format("E{}", below) : "";
     if (above) choices += fmt::format("{}E{}", below ? " or " : "", above);
-    fail("experts '{}': {} experts do not divide the {} neurons of a layer; nearest that do: {}", text, shape.experts, intermediate_size,
-         choices);
+    fail("experts '{}': {} experts do not divide the {} neurons of a layer; nearest that do: {}", text, shape.experts,
+         intermediate_size, choices);
   }
   return shape;
 }
@@ -79,6 +82,7 @@ std::string Recipe::describe() const {
   line("score", name_of(score));
   line("partition", name_of(partition));
   line("iterations", iterations);
+  line("representative", name_of(representative));
   line("routed", routed ? "yes" : "no");
   line("router", name_of(router));
   line("selector", name_of(selector));
@@ -132,13 +136,21 @@ std::vector<std::string> recipe_names() {
 
 Marker parse_marker(const std::string& text) { return static_cast<Marker>(parse("marker", kMarker, text)); }
 Score parse_score(const std::string& text) { return static_cast<Score>(parse("score", kScore, text)); }
+Representative parse_representative(const std::string& text) {
+  return static_cast<Representative>(parse("representative", kRepresentative, text));
+}
 Partition parse_partition(const std::string& text) { return static_cast<Partition>(parse("partition", kPartition, text)); }
-Compensation parse_compensation(const std::string& text) { return static_cast<Compensation>(parse("compensation", kCompensation, text)); }
-Calibration parse_calibration(const std::string& text) { return static_cast<Calibration>(parse("calibration", kCalibration, text)); }
+Compensation parse_compensation(const std::string& text) {
+  return static_cast<Compensation>(parse("compensation", kCompensation, text));
+}
+Calibration parse_calibration(const std::string& text) {
+  return static_cast<Calibration>(parse("calibration", kCalibration, text));
+}
 RouterKind parse_router_kind(const std::string& text) { return static_cast<RouterKind>(parse("router", kRouter, text)); }
 Selector parse_selector(const std::string& text) { return static_cast<Selector>(parse("selector", kSelector, text)); }
 std::string_view name_of(Marker value) { return kMarker[static_cast<size_t>(value)]; }
 std::string_view name_of(Score value) { return kScore[static_cast<size_t>(value)]; }
+std::string_view name_of(Representative value) { return kRepresentative[static_cast<size_t>(value)]; }
 std::string_view name_of(Partition value) { return kPartition[static_cast<size_t>(value)]; }
 std::string_view name_of(Compensation value) { return kCompensation[static_cast<size_t>(value)]; }
 std::string_view name_of(Calibration value) { return kCalibration[static_cast<size_t>(value)]; }

@@ -17,8 +17,8 @@ struct ExpertShape {
   int64_t routed() const { return experts - shared; }
 };
 
-/// @throws Error when `text` is not SxAyEz with x + y <= z, or z does not divide `intermediate_size` (the message offers the nearest z
-/// that does).
+/// @throws Error when `text` is not SxAyEz with x + y <= z, or z does not divide `intermediate_size` (the message offers the
+/// nearest z that does).
 ExpertShape parse_expert_shape(const std::string& text, int64_t intermediate_size);
 std::string to_string(const ExpertShape& shape);
 
@@ -34,10 +34,16 @@ enum class Marker { raw, normalized };
 enum class Score { activation_rate, mass, variance, index, random };
 
 /// How the other neurons are divided into experts of equal size.
-///   markers_l1, markers_l2:  balanced k-means on marker columns with that distance (squared L2)
+///   markers_l1:              balanced k-means on marker columns by Hamming distance (authors' code)
+///   markers_squared_l2:      by squared L2; markers_l2: by unsquared L2 (the paper's v3 text)
 ///   cosine:                  balanced k-means on the direction of |h_i| |w_d,i| over tokens
 ///   contiguous, random:      baselines
-enum class Partition { markers_l1, markers_l2, cosine, contiguous, random };
+enum class Partition { markers_l1, markers_squared_l2, markers_l2, cosine, contiguous, random };
+
+/// Which neuron of an expert an analytical router reads.
+///   nearest: the one nearest to the cluster's mean (paper, step 4); on sparse markers that is one of the least active
+///   highest_rate: the one that most tokens mark
+enum class Representative { nearest, highest_rate };
 
 /// What stands in for the experts that a token does not take.
 ///   none;  mean: each dropped expert adds its mean output;  refit: down-projections and a bias refit by ridge least squares
@@ -46,20 +52,21 @@ enum class Compensation { none, mean, refit };
 /// What the next layer sees while carving: the dense layer's output, or the carved layer's (the authors' way).
 enum class Calibration { dense, carved };
 
-/// Every choice of the carve, each a named option; a recipe is a preset of them. docs/algorithm.md says where paper versions and the
-/// authors' code differ.
+/// Every choice of the carve, each a named option; a recipe is a preset of them. docs/algorithm.md says where paper versions
+/// and the authors' code differ.
 struct Recipe {
   std::string name = "best";
   Marker marker = Marker::raw;
   Score score = Score::mass;
   Partition partition = Partition::cosine;
-  int64_t iterations = 6;       ///< rounds of assignment at most
-  bool routed = true;           ///< false: static, the S + A share of neurons kept and no router
+  int64_t iterations = 6;  ///< rounds of assignment at most
+  Representative representative = Representative::nearest;
+  bool routed = true;  ///< false: static, the S + A share of neurons kept and no router
   RouterKind router = RouterKind::linear;
   Selector selector = Selector::threshold;
   double router_lambda = 1e-3;  ///< ridge of the linear router, in units of the mean diagonal
   Compensation compensation = Compensation::refit;
-  double refit_lambda = 1e-2;   ///< ridge of the refit, in units of the mean diagonal
+  double refit_lambda = 1e-2;  ///< ridge of the refit, in units of the mean diagonal
   Calibration calibration = Calibration::carved;
 
   /// Needs only what a profile file holds (markers and moments): no forward pass, layers independent.
@@ -75,6 +82,7 @@ std::vector<std::string> recipe_names();
 // Enum <-> option text. parse_* throw an Error with the valid names.
 Marker parse_marker(const std::string& text);
 Score parse_score(const std::string& text);
+Representative parse_representative(const std::string& text);
 Partition parse_partition(const std::string& text);
 Compensation parse_compensation(const std::string& text);
 Calibration parse_calibration(const std::string& text);
@@ -83,6 +91,7 @@ Selector parse_selector(const std::string& text);
 std::string_view name_of(Marker value);
 std::string_view name_of(Score value);
 std::string_view name_of(Partition value);
+std::string_view name_of(Representative value);
 std::string_view name_of(Compensation value);
 std::string_view name_of(Calibration value);
 std::string_view name_of(RouterKind value);

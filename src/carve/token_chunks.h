@@ -22,7 +22,8 @@ struct TokenChunks {
     TokenChunks chunks;
     for (int64_t s = 0; s < local_sequences; ++s) {
       for (int64_t at = 0; at < sequence_length; at += kChunkTokens) {
-        chunks.begin.push_back(s * sequence_length + (at + kChunkTokens < sequence_length ? at + kChunkTokens : sequence_length));
+        chunks.begin.push_back(s * sequence_length +
+                               (at + kChunkTokens < sequence_length ? at + kChunkTokens : sequence_length));
       }
     }
     chunks.total_chunks = total_sequences * ((sequence_length + kChunkTokens - 1) / kChunkTokens);

@@ -12,13 +12,15 @@ namespace cmoe {
 
 /// Sums over the tokens of all ranks, the same to the bit for any number of ranks (carve/reproducible_sum.h). Collective.
 
-/// sum over tokens of terms(row) for each of `size` elements. `terms(begin, end, out)` adds rows [begin, end) of this rank into out [size].
+/// sum over tokens of terms(row) for each of `size` elements. `terms(begin, end, out)` adds rows [begin, end) of this rank into
+/// out [size].
 std::vector<double> sum_over_tokens(int64_t size, const TokenChunks& chunks, Communicator& comm,
                                     const std::function<void(int64_t begin, int64_t end, std::span<double> out)>& terms);
 
-/// a^T b over all tokens: a [T, n], b [T, m] f32 of this rank; result [n, m] f64 row-major. Pieces are summed in f32 by the backend,
-/// pieces together exactly.
-std::vector<double> gram(const Backend& backend, const Tensor& a, const Tensor& b, const TokenChunks& chunks, Communicator& comm);
+/// a^T b over all tokens: a [T, n], b [T, m] f32 of this rank; result [n, m] f64 row-major. Pieces are summed in f32 by the
+/// backend, pieces together exactly.
+std::vector<double> gram(const Backend& backend, const Tensor& a, const Tensor& b, const TokenChunks& chunks,
+                         Communicator& comm);
 
 /// Column sums of a [T, n] over all tokens, f64.
 std::vector<double> column_sums(const Tensor& a, const TokenChunks& chunks, Communicator& comm);

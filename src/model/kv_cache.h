@@ -16,7 +16,8 @@ class KvCache {
   KvCache(const ModelConfig& config, int64_t capacity, Keep keep = Keep::all_layers)
       : capacity_(capacity),
         keep_(keep),
-        key_(DType::f32, {keep == Keep::one_layer ? 1 : config.num_hidden_layers, config.num_key_value_heads * capacity * config.head_dim}),
+        key_(DType::f32,
+             {keep == Keep::one_layer ? 1 : config.num_hidden_layers, config.num_key_value_heads * capacity * config.head_dim}),
         value_(DType::f32, key_.shape()) {}
 
   static int64_t bytes(const ModelConfig& config, int64_t capacity) {

@@ -19,7 +19,9 @@ class Reader {
   Weight weight(const std::string& name, int64_t out, int64_t in, DType dtype) const {
     return backend_.prepare(checkpoint_.tensors->read(prefix_ + name, {out, in}, dtype), dtype);
   }
-  Tensor vector(const std::string& name, int64_t size) const { return checkpoint_.tensors->read(prefix_ + name, {size}, DType::f32); }
+  Tensor vector(const std::string& name, int64_t size) const {
+    return checkpoint_.tensors->read(prefix_ + name, {size}, DType::f32);
+  }
 
   GatedFfn ffn(const std::string& name, int64_t hidden, int64_t neurons, bool bias) const {
     GatedFfn ffn{.gate = weight(name + ".gate_proj.weight", neurons, hidden),
@@ -58,7 +60,8 @@ class Reader {
     if (moe.num_routed_experts() == 0) return layer;
     layer.router = router(config);
     for (int64_t e = 0; e < moe.num_routed_experts(); ++e) {
-      if (parallel.holds(e)) layer.experts[static_cast<size_t>(e)] = ffn(fmt::format("mlp.experts.{}", e), d, m, moe.expert_bias);
+      if (parallel.holds(e))
+        layer.experts[static_cast<size_t>(e)] = ffn(fmt::format("mlp.experts.{}", e), d, m, moe.expert_bias);
     }
     return layer;
   }
@@ -99,8 +102,9 @@ Transformer::Transformer(const Checkpoint& checkpoint, std::shared_ptr<const Bac
     layers_.push_back(std::move(layer));
   }
   final_norm_ = tensors.read("model.norm.weight", {d}, DType::f32);
-  head_ = config_.tie_word_embeddings ? backend_->prepare(embedding_, dtype)
-                                      : backend_->prepare(tensors.read("lm_head.weight", {config_.vocab_size, d}, dtype), dtype);
+  head_ = config_.tie_word_embeddings
+              ? backend_->prepare(embedding_, dtype)
+              : backend_->prepare(tensors.read("lm_head.weight", {config_.vocab_size, d}, dtype), dtype);
   rope_tables(config_, config_.max_position_embeddings, rope_cos_, rope_sin_);
 }
 
@@ -132,8 +136,10 @@ void rope_tables(const ModelConfig& config, int64_t positions, Tensor& cos, Tens
   sin = Tensor(DType::f32, {positions, half});
   for (int64_t i = 0; i < half; ++i) {
     // f32 as transformers computes it, so that long positions agree: inv_freq_i = theta^(-2i / head_dim)
-    float frequency = 1.0f / std::pow(static_cast<float>(config.rope_theta), static_cast<float>(2 * i) / static_cast<float>(config.head_dim));
-    if (config.rope_scaling && config.rope_scaling->type == "linear") frequency /= static_cast<float>(config.rope_scaling->factor);
+    float frequency =
+        1.0f / std::pow(static_cast<float>(config.rope_theta), static_cast<float>(2 * i) / static_cast<float>(config.head_dim));
+    if (config.rope_scaling && config.rope_scaling->type == "linear")
+      frequency /= static_cast<float>(config.rope_scaling->factor);
     if (config.rope_scaling && config.rope_scaling->type == "llama3") {
       const auto& s = *config.rope_scaling;
       const double original = static_cast<double>(s.original_max_position_embeddings);

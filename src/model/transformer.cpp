@@ -8,8 +8,8 @@ Batch::Batch(std::span<const SequenceStep> steps) : steps_(steps.begin(), steps.
   for (const SequenceStep& step : steps_) {
     const int64_t past = step.cache->length();
     const auto count = static_cast<int64_t>(step.tokens.size());
-    CMOE_CHECK(past + count <= step.cache->capacity(), "batch: a sequence of {} + {} tokens does not fit its KV cache of {}", past, count,
-               step.cache->capacity());
+    CMOE_CHECK(past + count <= step.cache->capacity(), "batch: a sequence of {} + {} tokens does not fit its KV cache of {}",
+               past, count, step.cache->capacity());
     for (int64_t i = 0; i < count; ++i) {
       ids_.push_back(step.tokens[static_cast<size_t>(i)]);
       positions_.push_back(static_cast<int32_t>(past + i));
@@ -35,7 +35,8 @@ std::vector<AttentionSpan> Batch::spans(int64_t layer) const {
 }
 
 void Batch::advance() const {
-  for (const SequenceStep& step : steps_) step.cache->set_length(step.cache->length() + static_cast<int64_t>(step.tokens.size()));
+  for (const SequenceStep& step : steps_)
+    step.cache->set_length(step.cache->length() + static_cast<int64_t>(step.tokens.size()));
 }
 
 Tensor Transformer::forward(const Batch& batch, MoeObserver* observer) const {
@@ -54,7 +55,8 @@ Tensor Transformer::embed(const Batch& batch) const {
     CMOE_CHECK(id >= 0 && id < config_.vocab_size, "token {} is not in the model's vocabulary of {}", id, config_.vocab_size);
   }
   for (int32_t position : batch.positions()) {
-    CMOE_CHECK(position < rope_cos_.dim(0), "position {} is past the model's max_position_embeddings {}", position, rope_cos_.dim(0));
+    CMOE_CHECK(position < rope_cos_.dim(0), "position {} is past the model's max_position_embeddings {}", position,
+               rope_cos_.dim(0));
   }
   backend_->embed(batch.ids(), embedding_, x);
   return x;

@@ -49,7 +49,7 @@ struct AttentionWeights {
 
 struct DecoderLayer {
   AttentionWeights attention;
-  Tensor ffn_norm;                         ///< [d]
+  Tensor ffn_norm;  ///< [d]
   std::variant<GatedFfn, MoeLayer> ffn;
 };
 
@@ -94,8 +94,8 @@ class Transformer {
   DType dtype_;
   Tensor embedding_;  ///< [vocab, d]
   std::vector<DecoderLayer> layers_;
-  Tensor final_norm_;  ///< [d]
-  Weight head_;        ///< [vocab, d]
+  Tensor final_norm_;           ///< [d]
+  Weight head_;                 ///< [vocab, d]
   Tensor rope_cos_, rope_sin_;  ///< [max_position_embeddings, head_dim / 2]
 };
 

@@ -15,7 +15,8 @@ struct GatedFfn {
   int64_t bytes() const { return gate.bytes() + up.bytes() + down.bytes(); }
 };
 
-/// y = F(x), or y += F(x). x, y [T, d]. Rows are processed in blocks, so the activations never take more than a few MB a thread.
+/// y = F(x), or y += F(x). x, y [T, d]. Rows are processed in blocks, so the activations never take more than a few MB a
+/// thread.
 void gated_ffn(const Backend& backend, const GatedFfn& ffn, const Tensor& x, Tensor& y, bool accumulate = false);
 
 }  // namespace cmoe

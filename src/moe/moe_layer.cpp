@@ -22,7 +22,8 @@ Grouping group_by_expert(const Routing& routing, int64_t experts) {
   grouping.pair_row.resize(routing.expert_idx.size());
   std::vector<int64_t> next(grouping.expert_begin.begin(), grouping.expert_begin.end() - 1);
   for (int64_t t = 0; t < routing.tokens(); ++t) {
-    for (int32_t pair = routing.expert_offset[static_cast<size_t>(t)]; pair < routing.expert_offset[static_cast<size_t>(t) + 1]; ++pair) {
+    for (int32_t pair = routing.expert_offset[static_cast<size_t>(t)]; pair < routing.expert_offset[static_cast<size_t>(t) + 1];
+         ++pair) {
       const auto row = static_cast<size_t>(next[static_cast<size_t>(routing.expert_idx[static_cast<size_t>(pair)])]++);
       grouping.row_token[row] = static_cast<int32_t>(t);
       grouping.pair_row[static_cast<size_t>(pair)] = static_cast<int32_t>(row);
@@ -58,7 +59,8 @@ void MoeLayer::add_to(const Backend& backend, int64_t layer, const Tensor& input
   parallel_for(routing.tokens(), 64, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       float* y = x.row<float>(t);
-      for (int32_t pair = routing.expert_offset[static_cast<size_t>(t)]; pair < routing.expert_offset[static_cast<size_t>(t) + 1]; ++pair) {
+      for (int32_t pair = routing.expert_offset[static_cast<size_t>(t)];
+           pair < routing.expert_offset[static_cast<size_t>(t) + 1]; ++pair) {
         const float* out = outputs.row<float>(grouping.pair_row[static_cast<size_t>(pair)]);
         const float g = routing.weight[static_cast<size_t>(pair)];
         for (int64_t i = 0; i < d; ++i) y[i] += g * out[i];

@@ -1,3 +1,7 @@
 cmoe_test(carve/test_balanced_assignment)
 cmoe_test(carve/test_markers)
 cmoe_test(carve/test_reproducible_sum RANKS 1 2 3 4)
+cmoe_test(carve/test_recipe)
+cmoe_test(carve/test_kth_largest RANKS 1 2 3)
+cmoe_test(carve/test_least_squares)
+cmoe_test(carve/test_clustering RANKS 1 2 3 4)

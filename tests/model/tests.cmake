@@ -1,1 +1,2 @@
 cmoe_test(model/test_python_sources)
+cmoe_test(model/test_transformer)

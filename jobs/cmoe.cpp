@@ -1,0 +1,97 @@
+// cmoe: one program, one sub-command per job.
+
+#include <cstdio>
+#include <cstring>
+#include <new>
+#include <thread>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "base/version.h"
+#include "jobs/jobs.h"
+
+namespace cmoe::jobs {
+namespace {
+
+struct Command {
+  const char* name;
+  int (*run)(int argc, char** argv, Environment& environment);
+  const char* summary;
+};
+
+constexpr Command kCommands[] = {
+    {"profile", profile, "record FFN activations of a dense model on calibration text"},
+    {"carve", carve, "turn a profiled dense model into a Mixture-of-Experts"},
+    {"evaluate", evaluate, "perplexity of models side by side"},
+    {"logits", logits, "write a model's logits on a text as a .npy file"},
+    {"doctor", doctor, "what this machine offers, and which kernels will run"},
+};
+
+void print_usage(std::FILE* out) {
+  std::fprintf(out,
+               "cmoe %s\nTurns a dense LLM into a Mixture-of-Experts, and runs it.\n\nusage: cmoe COMMAND [OPTIONS]   (cmoe "
+               "COMMAND --help)\n\n",
+               version_string().c_str());
+  for (const Command& command : kCommands) std::fprintf(out, "  %-10s %s\n", command.name, command.summary);
+}
+
+const Command* find_command(const char* name) {
+  for (const Command& command : kCommands) {
+    if (std::strcmp(command.name, name) == 0) return &command;
+  }
+  return nullptr;
+}
+
+// An error that every rank meets is told by rank 0 alone: the others give it time to speak and to end the job. An error that
+// one rank alone meets is told by that rank.
+int end_with_error(Environment& environment, const char* message, ExitCode code) {
+  Communicator& world = environment.world();
+  if (world.size() == 1) {
+    log_error("{}", message);
+    return static_cast<int>(code);
+  }
+  if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+  world.abort(message, static_cast<int>(code));
+  return static_cast<int>(code);
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  if (argc >= 2 && (std::strcmp(argv[1], "--version") == 0 || std::strcmp(argv[1], "version") == 0)) {
+    std::printf("cmoe %s\n", version_string().c_str());
+    return 0;
+  }
+  if (argc >= 2 && (std::strcmp(argv[1], "--help") == 0 || std::strcmp(argv[1], "help") == 0)) {
+    print_usage(stdout);
+    return 0;
+  }
+  const Command* command = argc >= 2 ? find_command(argv[1]) : nullptr;
+  if (!command) {
+    if (argc >= 2) std::fprintf(stderr, "error: command '%s': unknown\n\n", argv[1]);
+    print_usage(stderr);
+    return static_cast<int>(ExitCode::user);
+  }
+  Environment environment(argc, argv);
+  set_log({.rank = environment.world().rank(), .size = environment.world().size(), .host = host_name()});
+  try {
+    return command->run(argc - 1, argv + 1, environment);
+  } catch (const Error& error) {
+    return end_with_error(environment, error.what(), error.code());
+  } catch (const std::bad_alloc&) {
+    return end_with_error(environment, "out of memory", ExitCode::failure);
+  } catch (const std::exception& error) {
+    return end_with_error(environment, error.what(), ExitCode::failure);
+  }
+}
+
+}  // namespace cmoe::jobs
+
+int main(int argc, char** argv) {
+  try {
+    return cmoe::jobs::run(argc, argv);
+  } catch (const cmoe::Error& error) {  // before the ranks know each other
+    cmoe::log_error("{}", error.what());
+    return static_cast<int>(error.code());
+  }
+}

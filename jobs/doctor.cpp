@@ -1,0 +1,36 @@
+// cmoe doctor: what this machine offers, and which kernels will run.
+
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <set>
+
+#include "backend/cpu_info.h"
+#include "base/format.h"
+#include "base/parallel.h"
+#include "base/version.h"
+#include "jobs/jobs.h"
+#include "jobs/session.h"
+
+namespace cmoe::jobs {
+
+int doctor(int argc, char** argv, Environment& environment) {
+  Session session(environment);
+  Options options("cmoe doctor", "Says what this machine offers and which kernels will run.");
+  session.declare(options);
+  if (!session.parse(options, argc, argv)) return 0;
+  const std::vector<std::string> hosts = session.world().all_gather_strings(host_name());
+  if (!session.is_root()) return 0;
+  Table table({"cmoe", version_string()});
+  table.add_row({"ranks", fmt::format("{} on {} node(s)", session.world().size(),
+                                      std::set<std::string>(hosts.begin(), hosts.end()).size())});
+  table.add_row({"threads per rank", std::to_string(num_threads())});
+  table.add_row({"MPI", Environment::library_version()});
+  table.add_row({"backend", session.backend()->description()});
+  table.add_row({"GPU", "none used: this build runs on the CPU alone"});
+  std::fputs(table.text().c_str(), stdout);
+  std::printf("\n%s\n", cpu_description().c_str());
+  return 0;
+}
+
+}  // namespace cmoe::jobs

@@ -1,0 +1,46 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "base/options.h"
+#include "base/signals.h"
+#include "comm/communicator.h"
+#include "data/tokenizer.h"
+#include "tensor/dtype.h"
+
+namespace cmoe::jobs {
+
+/// What all jobs share: options of speed and voice, the backend, the ranks.
+class Session {
+ public:
+  explicit Session(Environment& environment) : world_(environment.world()) {}
+
+  /// Declares --threads, --quiet.
+  void declare(Options& options);
+  /// Parses; prints the help and returns false when it was asked for. Sets threads and log.
+  bool parse(Options& options, int argc, char** argv);
+
+  Communicator& world() { return world_; }
+  bool is_root() const { return world_.rank() == 0; }
+  std::shared_ptr<const Backend> backend();
+
+ private:
+  Communicator& world_;
+  StopSignals signals_;
+  int64_t threads_ = 0;
+  bool quiet_ = false;
+  std::shared_ptr<const Backend> backend_;
+};
+
+/// f32 or bf16.
+DType parse_dtype(const std::string& text);
+
+/// Token ids of the texts, one stream. Every rank reads and tokenises for itself, so that nothing needs to travel.
+/// @param format  auto, plain, jsonl or wikitext.
+std::vector<int32_t> read_tokens(const Tokenizer& tokenizer, const std::vector<std::string>& datasets,
+                                 const std::string& format);
+
+}  // namespace cmoe::jobs

@@ -1,0 +1,109 @@
+#include "carve/layer.h"
+
+#include <algorithm>
+#include <random>
+
+#include "base/error.h"
+#include "base/timer.h"
+#include "carve/clustering.h"
+#include "carve/columns.h"
+#include "carve/compensate.h"
+#include "carve/fit_router.h"
+#include "carve/kth_largest.h"
+#include "carve/partition.h"
+#include "carve/select_neurons.h"
+
+namespace cmoe {
+namespace {
+
+// [f]: the routed expert of each neuron, or kSharedNeuron, or kDroppedNeuron.
+std::vector<int32_t> expert_of_neuron(const CarvedLayer& layer, int64_t neurons) {
+  std::vector<int32_t> expert_of(static_cast<size_t>(neurons), kDroppedNeuron);
+  for (int32_t i : layer.shared) expert_of[static_cast<size_t>(i)] = kSharedNeuron;
+  for (size_t e = 0; e < layer.experts.size(); ++e) {
+    for (int32_t i : layer.experts[e]) expert_of[static_cast<size_t>(i)] = static_cast<int32_t>(e);
+  }
+  return expert_of;
+}
+
+Routing no_experts(int64_t tokens) {
+  Routing routing;
+  routing.expert_offset.assign(static_cast<size_t>(tokens) + 1, 0);
+  return routing;
+}
+
+}  // namespace
+
+CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const ExpertShape& shape, const DenseFfnTensors& dense,
+                        const LayerActivations& activations, const NeuronStatistics& statistics, int64_t layer, uint64_t seed,
+                        Communicator& comm) {
+  const int64_t f = dense.down.dim(1), m = f / shape.experts;
+  CarvedLayer carved{.router_kind = recipe.router, .selector = recipe.selector, .down = dense.down};
+  Timer timer;
+  const auto stage = [&](const char* name) {
+    carved.measures.emplace_back(name, timer.seconds());
+    timer = Timer();
+  };
+
+  // Shared expert: the S * m neurons of highest score (static baselines keep S + A shares and route nothing).
+  const std::vector<double> score = score_neurons(recipe.score, statistics, dense.down, seed, layer);
+  carved.shared = highest_neurons(score, (recipe.routed ? shape.shared : shape.shared + shape.active) * m);
+
+  // Routed experts: balanced clusters of m of the remaining neurons.
+  if (recipe.routed && shape.routed() > 0) {
+    const Partitioned parts = partition_neurons(backend, recipe, remaining_neurons(f, carved.shared), shape.routed(), dense,
+                                                activations, statistics, seed, layer, comm);
+    carved.experts = parts.experts;
+    stage("partition_s");
+    if (recipe.router == RouterKind::linear) {
+      const Tensor norms = expert_output_norms(backend, activations.h, dense.down, carved.experts);
+      fit_linear_router(backend, activations.input, norms, recipe.router_lambda, activations.chunks, comm, carved);
+    } else {
+      build_analytical_router(dense, parts.representatives, carved);
+    }
+    if (recipe.selector == Selector::threshold) {
+      // The threshold at which the calibration tokens take A experts in the mean: the (T A)-th largest score.
+      const Tensor scores = router_scores(backend, prepare_router(backend, carved, shape), activations.input);
+      carved.threshold =
+          kth_largest(scores.span<float>(), std::max<int64_t>(activations.chunks.total_tokens * shape.active, 1), comm);
+    }
+    stage("router_s");
+  }
+
+  if (recipe.compensation != Compensation::none) {
+    const std::vector<int32_t> expert_of = expert_of_neuron(carved, f);
+    const Routing routing = calibration_routing(backend, carved, shape, activations.input);
+    const Tensor masked = mask_activations(activations.h, expert_of, routing, static_cast<int64_t>(carved.experts.size()));
+    if (recipe.compensation == Compensation::mean) {
+      compensate_mean(dense, activations, masked, expert_of, routing, comm, carved);
+    } else {
+      compensate_refit(backend, dense, activations, masked, expert_of, recipe.refit_lambda, comm, carved);
+    }
+    stage("compensate_s");
+  }
+  return carved;
+}
+
+Routing calibration_routing(const Backend& backend, const CarvedLayer& layer, const ExpertShape& shape, const Tensor& input) {
+  if (layer.experts.empty()) return no_experts(input.dim(0));
+  const Router router = prepare_router(backend, layer, shape);
+  return select_experts(router, router_scores(backend, router, input));
+}
+
+void add_carved_output(const Backend& backend, const CarvedLayer& layer, const LayerActivations& activations,
+                       const Routing& routing, Tensor& x) {
+  const std::vector<int32_t> expert_of = expert_of_neuron(layer, layer.down.dim(1));
+  const Tensor masked = mask_activations(activations.h, expert_of, routing, static_cast<int64_t>(layer.experts.size()));
+  backend.linear(masked, backend.prepare(layer.down, DType::f32), x, /*accumulate=*/true);
+  if (layer.compensation_bias.size() > 0) backend.add_bias(layer.compensation_bias, x);
+  if (layer.expert_bias.size() == 0) return;
+  for (int64_t t = 0; t < routing.tokens(); ++t) {
+    for (int32_t e : routing.experts(t)) {
+      const float* bias = layer.expert_bias.row<float>(e);
+      float* row = x.row<float>(t);
+      for (int64_t i = 0; i < x.dim(1); ++i) row[i] += bias[i];
+    }
+  }
+}
+
+}  // namespace cmoe

@@ -1,0 +1,105 @@
+#include "carve/walk.h"
+
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+#include "base/progress.h"
+#include "base/signals.h"
+#include "carve/calibration.h"
+#include "carve/observe.h"
+#include "comm/stop.h"
+#include "model/transformer.h"
+
+namespace cmoe {
+namespace {
+
+NeuronStatistics stored_statistics(const ProfileLayer& stored, Marker marker) {
+  NeuronStatistics statistics = stored.raw;
+  if (marker == Marker::normalized) statistics.marked = stored.normalized_marked;
+  return statistics;
+}
+
+int64_t expected_active_neurons(const ExpertShape& shape, int64_t f) {
+  return (shape.shared + shape.active) * (f / shape.experts);
+}
+
+// Layers are independent: each rank carves its own, alone, from the profile file.
+CarveSummary carve_from_profile(const Checkpoint& checkpoint, const Backend& backend, const Profile& profile,
+                                const CarveOptions& options, Communicator& comm, const LayerSink& sink) {
+  const auto alone = comm.split(comm.rank());
+  Progress progress("carve", profile.layers(), "layers");
+  for (int64_t l = comm.rank(); l < profile.layers(); l += comm.size()) {
+    if (stop_requested())
+      throw Error("carve: stopped by a signal; nothing was written under its final name", ExitCode::requeue);
+    const DenseFfnTensors dense = read_dense_ffn(checkpoint, l, DType::f32);
+    const ProfileLayer stored = profile.read_layer(l);
+    LayerActivations activations{
+        .markers = options.recipe.marker == Marker::raw ? stored.raw_markers : stored.normalized_markers,
+        .k_act = profile.k_act(),
+        .chunks = TokenChunks::of_sequences(profile.sequences(), profile.sequences(), profile.sequence_length())};
+    const NeuronStatistics statistics = stored_statistics(stored, options.recipe.marker);
+    sink(l, carve_layer(backend, options.recipe, options.shape, dense, activations, statistics, l, options.seed, *alone),
+         dense);
+    progress.advance(comm.size());
+  }
+  progress.finish();
+  return {.calibration_nll = std::numeric_limits<double>::quiet_NaN(),
+          .active_fraction = static_cast<double>(expected_active_neurons(options.shape, profile.neurons())) /
+                             static_cast<double>(profile.neurons())};
+}
+
+}  // namespace
+
+CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Backend> backend, const Profile& profile,
+                         const CarveOptions& options, Communicator& comm, const LayerSink& sink) {
+  if (options.recipe.from_profile_alone()) return carve_from_profile(checkpoint, *backend, profile, options, comm, sink);
+
+  const Transformer model(checkpoint, backend, options.dtype, Transformer::LoadFfn::no);
+  const int64_t f = checkpoint.config.intermediate_size, m = f / options.shape.experts;
+  const CalibrationShard shard(profile.tokens(), profile.sequence_length(), checkpoint.config, comm);
+  const TokenChunks chunks = shard.chunks();
+  Tensor x = model.embed(shard.batch());
+  int64_t active_pairs = 0, shared_neurons = 0;
+  Progress progress("carve", profile.layers(), "layers");
+  for (int64_t l = 0; l < profile.layers(); ++l) {
+    stop_together(comm, "carve");
+    model.add_attention(l, shard.batch(), x);
+    const DenseFfnTensors dense = read_dense_ffn(checkpoint, l, DType::f32);
+    const ObservedFfn ffn(*backend, dense, options.dtype);
+    LayerActivations activations{.input = model.ffn_input(l, x), .k_act = profile.k_act(), .chunks = chunks};
+    FfnActivations observed =
+        observe_ffn(*backend, ffn, activations.input, profile.k_act(), std::span(&options.recipe.marker, 1));
+    activations.h = std::move(observed.h);
+    activations.markers = std::move(options.recipe.marker == Marker::raw ? observed.raw_markers : observed.normalized_markers);
+    NeuronStatistics statistics = neuron_statistics(activations.h, chunks, comm);
+    statistics.marked = count_markers(activations.markers, f, comm);
+
+    const CarvedLayer carved =
+        carve_layer(*backend, options.recipe, options.shape, dense, activations, statistics, l, options.seed, comm);
+    const Routing routing = calibration_routing(*backend, carved, options.shape, activations.input);
+    active_pairs += static_cast<int64_t>(routing.expert_idx.size());
+    shared_neurons += static_cast<int64_t>(carved.shared.size());
+    if (options.recipe.calibration == Calibration::carved) {
+      add_carved_output(*backend, carved, activations, routing, x);
+    } else {
+      add_down(*backend, ffn, activations.h, x);
+    }
+    if (comm.rank() == l % comm.size()) sink(l, carved, dense);
+    progress.advance(1);
+  }
+  progress.finish();
+
+  std::vector<int64_t> pairs{active_pairs};
+  comm.all_reduce_sum(pairs);
+  const double layer_tokens = static_cast<double>(chunks.total_tokens) * static_cast<double>(profile.layers());
+  CarveSummary summary;
+  summary.active_fraction = (static_cast<double>(shared_neurons) / static_cast<double>(profile.layers()) +
+                             static_cast<double>(pairs[0]) / layer_tokens * static_cast<double>(m)) /
+                            static_cast<double>(f);
+  summary.calibration_nll = options.recipe.calibration == Calibration::carved ? shard.mean_nll(model, x, comm)
+                                                                              : std::numeric_limits<double>::quiet_NaN();
+  return summary;
+}
+
+}  // namespace cmoe
