@@ -12,9 +12,10 @@ using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::Ro
 std::vector<double> ridge_solve(std::vector<double> gram, const std::vector<double>& right, int64_t n, int64_t m,
                                 double lambda) {
   Eigen::Map<RowMajor> g(gram.data(), n, n);
-  const double shift = lambda * g.trace() / static_cast<double>(n);
-  g.diagonal().array() += shift > 0 ? shift : 1.0;  // all activations zero: any ridge gives W = 0
-  Eigen::LLT<Eigen::Ref<RowMajor>> cholesky(g);     // in place
+  const double trace = g.trace();
+  g.diagonal().array() +=
+      trace == 0 ? 1.0 : lambda * trace / static_cast<double>(n);  // no activation at all: any ridge gives W = 0
+  Eigen::LLT<Eigen::Ref<RowMajor>> cholesky(g);                    // in place
   CMOE_CHECK(cholesky.info() == Eigen::Success,
              "least squares: the {} x {} matrix is not positive definite at lambda {}; expected lambda > 0", n, n, lambda);
   std::vector<double> solution(right);
