@@ -14,29 +14,55 @@ namespace {
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
+// Vectors of keys or of head_dim that R rows handle at once: with few rows more of them hide the latency of the sums.
+template <int R>
+inline constexpr int kVecsAtOnce = kLanes == 16 && R <= 6 ? 4 : kTileVecs;
+
 // One query tile of R rows against the transposed keys: s [R][kKeyBlock].
 template <int R>
 void score_rows(const float* q, const float* keys, int64_t head_dim, float* s) {
-  for (int c = 0; c < kKeyBlock; c += kTileColumns) {
-    Vec acc[R][kTileVecs] = {};
-    multiply<R, kTileVecs>(PackedRows<R>{q}, FloatColumns<kTileVecs>{keys + c, kKeyBlock}, head_dim, acc);
-    write_tile(acc, s + c, kKeyBlock, kTileColumns, false);
+  constexpr int V = kVecsAtOnce<R>;
+  for (int c = 0; c < kKeyBlock; c += V * kLanes) {
+    Vec acc[R][V] = {};
+    multiply<R, V>(PackedRows<R>{q}, FloatColumns<V>{keys + c, kKeyBlock}, head_dim, acc);
+    write_tile(acc, s + c, kKeyBlock, V * kLanes, false);
   }
+}
+
+// Columns [c, c + V vectors) of mix_rows.
+template <int R, int V>
+CMOE_INLINE void mix_columns(const float* p, const float* value, int64_t ldv, int64_t keys, const float* alpha, int64_t width,
+                             float* o) {
+  Vec acc[R][V];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const Vec factor = broadcast(alpha[r]);
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) acc[r][v] = load(o + r * width + v * kLanes) * factor;
+  }
+  multiply<R, V>(FixedRows<kKeyBlock>{p}, FloatColumns<V>{value, ldv}, keys, acc);
+  write_tile(acc, o, width, V * kLanes, false);
 }
 
 // o[r][:] = o[r][:] * alpha[r] + sum over keys [0, keys) of p[r][key] value[key][:].
 template <int R>
 void mix_rows(const float* p, const float* value, int64_t ldv, int64_t keys, const float* alpha, int64_t width, float* o) {
-  for (int64_t c = 0; c < width; c += kTileColumns) {
-    Vec acc[R][kTileVecs];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const Vec factor = broadcast(alpha[r]);
-#pragma GCC unroll 16
-      for (int v = 0; v < kTileVecs; ++v) acc[r][v] = load(o + r * width + c + v * kLanes) * factor;
+  constexpr int V = kVecsAtOnce<R>;
+  int64_t c = 0;
+  for (; c + V * kLanes <= width; c += V * kLanes) mix_columns<R, V>(p, value + c, ldv, keys, alpha, width, o + c);
+  for (; c < width; c += kTileColumns) mix_columns<R, kTileVecs>(p, value + c, ldv, keys, alpha, width, o + c);
+}
+
+// keys [head_dim][kKeyBlock] = the transpose of key [count][head_dim], columns from count on zero. Meanwhile asks for the
+// values of this block and the keys of the next: decoding waits for memory otherwise.
+void transpose_keys(const float* key, const float* value, int64_t count, int64_t head_dim, bool more, float* keys) {
+  for (int64_t j = 0; j < kKeyBlock; j += kLanes) {
+    const int64_t rows = count - j < 0 ? 0 : smaller(count - j, kLanes);
+    for (int64_t i = 0; i < rows * head_dim; i += 16) {
+      __builtin_prefetch(value + j * head_dim + i, 0, 2);
+      if (more) __builtin_prefetch(key + (kKeyBlock + j) * head_dim + i, 0, 2);
     }
-    multiply<R, kTileVecs>(FixedRows<kKeyBlock>{p}, FloatColumns<kTileVecs>{value + c, ldv}, keys, acc);
-    write_tile(acc, o + c, width, kTileColumns, false);
+    transpose_matrix(key + j * head_dim, head_dim, rows, head_dim, keys + j, kKeyBlock, kLanes);
   }
 }
 
@@ -116,8 +142,8 @@ void attention(const AttentionTile& t, float* scratch) {
   const int64_t end = t.position + t.tokens;
   for (int64_t begin = 0; begin < end; begin += kKeyBlock) {
     const int64_t count = smaller(end - begin, kKeyBlock);
-    transpose_matrix(t.key + begin * t.head_dim, t.head_dim, count, t.head_dim, keys, kKeyBlock, kKeyBlock);
     const float* value = t.value + begin * t.head_dim;
+    transpose_keys(t.key + begin * t.head_dim, value, count, t.head_dim, begin + 2 * kKeyBlock <= end, keys);
     if (width != t.head_dim) {
       for (int64_t j = 0; j < count; ++j) {
         for (int64_t d = 0; d < width; ++d) padded_value[j * width + d] = d < t.head_dim ? value[j * t.head_dim + d] : 0.0f;

@@ -33,19 +33,32 @@ CMOE_INLINE void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 CMOE_INLINE IntVec load_bits(const void* p) { return *static_cast<const LooseIntVec*>(p); }
 
 // fma() is one rounding where the machine has it (AVX2 and up, so those two agree to the bit), else two.
+// max(a, b) = a > b ? a : b and min alike: a NaN in b is kept, in a dropped.
+// scale(p, n) = p 2^n, rounded once, for whole n in [-150, 128] and 1/2 < p < 2.
 #if defined(__AVX512F__)
 CMOE_INLINE Vec broadcast(float x) { return _mm512_set1_ps(x); }
 CMOE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-#elif defined(__AVX2__)
+CMOE_INLINE Vec max(Vec a, Vec b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+CMOE_INLINE Vec min(Vec a, Vec b) { return _mm512_maskz_min_ps(0xffff, a, b); }
+CMOE_INLINE Vec scale(Vec p, Vec n) { return _mm512_maskz_scalef_ps(0xffff, p, n); }
+#else
+#if defined(__AVX2__)
 CMOE_INLINE Vec broadcast(float x) { return _mm256_set1_ps(x); }
 CMOE_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+CMOE_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+CMOE_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 #else
 CMOE_INLINE Vec broadcast(float x) { return Vec{x, x, x, x}; }
 CMOE_INLINE Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
+CMOE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
+CMOE_INLINE Vec min(Vec a, Vec b) { return a < b ? a : b; }
+#endif
+CMOE_INLINE Vec scale(Vec p, Vec n) {
+  const IntVec exponent = __builtin_convertvector(n, IntVec), half = exponent >> 1;
+  return p * reinterpret_cast<Vec>((half + 127) << 23) * reinterpret_cast<Vec>((exponent - half + 127) << 23);
+}
 #endif
 
-/// NaN in a is dropped, in b kept.
-CMOE_INLINE Vec max(Vec a, Vec b) { return a > b ? a : b; }
 CMOE_INLINE IntVec broadcast_bits(int32_t x) { return IntVec{} + x; }
 CMOE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -61,60 +74,6 @@ CMOE_INLINE void store_part(float* p, Vec v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-/// e^x within 1 ulp: 2^n times a polynomial on [-ln2/2, ln2/2]; overflows to infinity, underflows through subnormals to 0,
-/// exp(0) = 1, NaN stays NaN.
-CMOE_INLINE Vec exp(Vec x) {
-  const Vec above = broadcast(89.0f), below = broadcast(-104.0f);
-  x = x > above ? above : x;  // comparisons with NaN are false: it passes
-  x = x < below ? below : x;
-  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-  const Vec shifted = fma(x, broadcast(1.44269504f), magic);
-  const Vec n = shifted - magic;
-  Vec r = fma(n, broadcast(-0.693359375f), x);  // ln 2 in two parts; the first product is exact
-  r = fma(n, broadcast(2.12194440e-4f), r);
-  Vec p = broadcast(1.9875691500e-4f);
-  p = fma(p, r, broadcast(1.3981999507e-3f));
-  p = fma(p, r, broadcast(8.3334519073e-3f));
-  p = fma(p, r, broadcast(4.1665795894e-2f));
-  p = fma(p, r, broadcast(1.6666665459e-1f));
-  p = fma(p, r, broadcast(5.0000001201e-1f));
-  p = fma(p * r, r, r) + broadcast(1.0f);
-  // n reaches -150 and 128: two factors, each a normal number.
-  const IntVec exponent = reinterpret_cast<IntVec>(shifted) - broadcast_bits(0x4b400000);
-  const IntVec half = exponent >> 1;
-  const Vec scale = reinterpret_cast<Vec>((half + 127) << 23);
-  const Vec rest = reinterpret_cast<Vec>((exponent - half + 127) << 23);
-  return p * scale * rest;
-}
-
-/// Sum of kLanes values as a tree of halves: the same tree for every kLanes once wider blocks are folded by halves too.
-CMOE_INLINE float sum_lanes(Vec v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  }
-  return lanes[0];
-}
-CMOE_INLINE float max_lanes(Vec v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  }
-  return lanes[0];
-}
-
-/// A block of Width floats in vectors, folded by halves: sum(x[i]) in an order that Width alone decides.
-template <int Width>
-CMOE_INLINE float sum_block(Vec (&v)[Width / kLanes]) {
-#pragma GCC unroll 8
-  for (int count = Width / kLanes / 2; count > 0; count /= 2) {
-    for (int i = 0; i < count; ++i) v[i] += v[i + count];
-  }
-  return sum_lanes(v[0]);
-}
-
 template <int... Lane>
 struct Lanes {};
 template <int N, int... Lane>
@@ -123,6 +82,57 @@ template <int... Lane>
 struct MakeLanes<0, Lane...> {
   using type = Lanes<Lane...>;
 };
+
+/// e^x within 1.5 ulp: 2^n times a polynomial on [-ln2/2, ln2/2]; overflows to infinity, underflows through subnormals to 0,
+/// exp(0) = 1, NaN stays NaN.
+CMOE_INLINE Vec exp(Vec x) {
+  x = max(broadcast(-104.0f), min(broadcast(89.0f), x));
+  const Vec magic = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec n = fma(x, broadcast(1.44269504f), magic) - magic;
+  Vec r = fma(n, broadcast(-0.693359375f), x);  // ln 2 in two parts; the first product is exact
+  r = fma(n, broadcast(2.12194440e-4f), r);
+  Vec p = broadcast(1.9875691500e-4f);
+  p = fma(p, r, broadcast(1.3981999507e-3f));
+  p = fma(p, r, broadcast(8.3334519073e-3f));
+  p = fma(p, r, broadcast(4.1665795894e-2f));
+  p = fma(p, r, broadcast(1.6666665459e-1f));
+  p = fma(p, r, broadcast(5.0000001201e-1f));
+  return scale(fma(p * r, r, r) + broadcast(1.0f), n);
+}
+
+// Lanes i and i + Width folded for i < Width, until one is left: a tree whose shape does not depend on kLanes once wider blocks
+// are folded by halves too.
+template <int Width, int... L>
+CMOE_INLINE Vec upper_lanes(Vec v, Lanes<L...>) {
+  return __builtin_shufflevector(v, v, ((L + Width) % kLanes)...);
+}
+template <int Width = kLanes / 2>
+CMOE_INLINE float sum_lanes(Vec v) {
+  if constexpr (Width == 0) {
+    return v[0];
+  } else {
+    return sum_lanes<Width / 2>(v + upper_lanes<Width>(v, typename MakeLanes<kLanes>::type{}));
+  }
+}
+template <int Width = kLanes / 2>
+CMOE_INLINE float max_lanes(Vec v) {
+  if constexpr (Width == 0) {
+    return v[0];
+  } else {
+    return max_lanes<Width / 2>(max(v, upper_lanes<Width>(v, typename MakeLanes<kLanes>::type{})));
+  }
+}
+
+/// Sum of a block of Width floats in an order that Width alone decides.
+template <int Width>
+CMOE_INLINE float sum_block(Vec (&v)[Width / kLanes]) {
+#pragma GCC unroll 8
+  for (int count = Width / kLanes / 2; count > 0; count /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) v[i] += v[i + count];
+  }
+  return sum_lanes(v[0]);
+}
 
 // Swaps the off-diagonal D x D blocks of each 2D x 2D block: one stage of a transpose.
 template <int D, int... L>

@@ -9,7 +9,7 @@ namespace cmoe::cpu {
 
 /// Panels as kernels/cpu/table.h describes them.
 struct PackedWeight : Weight::Impl {
-  Tensor panels;  ///< [panels, bytes of one], u8
+  Tensor panels;  ///< u8
   int64_t panel_bytes;
   const std::byte* panel(int64_t index) const { return static_cast<const std::byte*>(panels.raw()) + index * panel_bytes; }
 };

@@ -4,6 +4,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/gemm.h"
+#include "backend/cpu/large_pages.h"
 #include "base/error.h"
 #include "base/parallel.h"
 
@@ -85,7 +86,7 @@ Weight CpuBackend::prepare(const Tensor& weight, DType dtype) const {
   const int64_t n = weight.dim(0), k = weight.dim(1), panels = ceil_div(n, kPanel);
   auto packed = std::make_shared<PackedWeight>();
   packed->panel_bytes = dtype == DType::f32 ? k * kPanel * 4 : ceil_div(k, 2) * 2 * kPanel * 2;
-  packed->panels = Tensor(DType::u8, {panels, packed->panel_bytes});
+  packed->panels = allocate_on_large_pages(panels * packed->panel_bytes);
   auto* bytes = static_cast<std::byte*>(packed->panels.raw());
   parallel_for(k == 0 ? 0 : panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
