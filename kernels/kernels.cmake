@@ -25,3 +25,5 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
   cmoe_add_kernels(avx512_bf16 "${CMOE_BF16_KERNELS}" -ffp-contract=off ${avx512} -mavx512bf16)
   target_compile_definitions(cmoe_kernels PUBLIC CMOE_X86=1)
 endif()
+# oneDNN's threads are OpenMP's; the backend tells that library to start none.
+target_link_libraries(cmoe_kernels PUBLIC gomp)

@@ -96,9 +96,9 @@ class Backend {
 };
 
 /// Instruction sets of the CPU kernels, best last.
-enum class CpuIsa { generic, avx2, avx512, avx512_bf16 };
+enum class CpuIsa { generic, avx2, avx512, avx512_bf16, amx };
 
 /// The backend on this machine's CPU: kernels chosen at run time, at most `cap` (also CMOE_CPU_ISA, by the names above).
-std::unique_ptr<Backend> make_cpu_backend(CpuIsa cap = CpuIsa::avx512_bf16);
+std::unique_ptr<Backend> make_cpu_backend(CpuIsa cap = CpuIsa::amx);
 
 }  // namespace cmoe

@@ -8,12 +8,13 @@
 #include <thread>
 #include <vector>
 
+#include "backend/cpu/onednn.h"
 #include "base/error.h"
 
 namespace cmoe {
 namespace {
 
-constexpr CpuIsa kAll[] = {CpuIsa::generic, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16};
+constexpr CpuIsa kAll[] = {CpuIsa::generic, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::amx};
 
 CpuIsa detect() {
 #ifdef CMOE_X86
@@ -21,6 +22,7 @@ CpuIsa detect() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && cpu::onednn_has_amx()) return CpuIsa::amx;
   if (avx512 && __builtin_cpu_supports("avx512bf16")) return CpuIsa::avx512_bf16;
   if (avx512) return CpuIsa::avx512;
   if (avx2) return CpuIsa::avx2;
@@ -65,8 +67,12 @@ int positive(const char* variable) {
 }  // namespace
 
 const char* name_of(CpuIsa isa) {
-  constexpr const char* names[] = {"generic", "avx2", "avx512", "avx512_bf16"};
+  constexpr const char* names[] = {"generic", "avx2", "avx512", "avx512_bf16", "amx"};
   return names[static_cast<int>(isa)];
+}
+
+const char* bf16_products(CpuIsa isa) {
+  return isa == CpuIsa::amx ? "by AMX (oneDNN)" : isa == CpuIsa::avx512_bf16 ? "by vdpbf16ps" : "widened to f32";
 }
 
 CpuIsa cpu_isa() {
@@ -76,7 +82,7 @@ CpuIsa cpu_isa() {
   for (CpuIsa isa : kAll) {
     if (std::string(cap) == name_of(isa)) return std::min(isa, best);
   }
-  fail("CMOE_CPU_ISA: '{}', expected generic, avx2, avx512 or avx512_bf16; unset it for the best one", cap);
+  fail("CMOE_CPU_ISA: '{}', expected generic, avx2, avx512, avx512_bf16 or amx; unset it for the best one", cap);
 }
 
 std::string cpu_description() {
@@ -90,10 +96,13 @@ std::string cpu_description() {
   std::string text = fmt::format("{}, {} CPUs allowed; {}\n", model.empty() ? "unknown CPU" : model, allowed_cpus(),
                                  features.empty() ? "none of avx2, avx512, bf16" : fmt::format("{}", fmt::join(features, " ")));
   text += fmt::format("f32 kernels: {}\n", name_of(std::min(isa, CpuIsa::avx512)));
-  text += isa >= CpuIsa::avx512_bf16
-              ? "bf16 kernels: vdpbf16ps"
-              : fmt::format("bf16 kernels: weights widened to f32 ({})",
-                            has_flag(flags, "avx512_bf16") ? "CMOE_CPU_ISA forbids avx512_bf16" : "no avx512_bf16");
+  text += fmt::format("bf16 products: {}\n", bf16_products(isa));
+  const char* reason = isa == CpuIsa::amx            ? "makes the bf16 products"
+                       : has_flag(flags, "amx_bf16") ? "not used: CMOE_CPU_ISA, ONEDNN_MAX_CPU_ISA or the kernel forbids AMX"
+                       : isa == CpuIsa::avx512_bf16
+                           ? "not used: without AMX our own bf16 products are as fast, and repeat to the bit"
+                           : "not used: no AMX";
+  text += fmt::format("oneDNN {}: {}", cpu::onednn_version(), reason);
   return text;
 }
 

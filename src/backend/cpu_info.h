@@ -10,8 +10,11 @@ namespace cmoe {
 /// @throws Error when CMOE_CPU_ISA names none.
 CpuIsa cpu_isa();
 
-/// "generic", "avx2", "avx512" or "avx512_bf16".
+/// "generic", "avx2", "avx512", "avx512_bf16" or "amx".
 const char* name_of(CpuIsa isa);
+
+/// How products with bf16 weights are made: "by AMX (oneDNN)", "by vdpbf16ps" or "widened to f32".
+const char* bf16_products(CpuIsa isa);
 
 /// Several lines for `cmoe doctor`: model, features, and which kernels run, or why not better ones.
 std::string cpu_description();

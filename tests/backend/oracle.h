@@ -116,7 +116,7 @@ inline ::testing::AssertionResult same_bits(const Tensor& a, const Tensor& b) {
 /// The instruction sets of this machine.
 inline std::vector<CpuIsa> available() {
   std::vector<CpuIsa> sets;
-  for (CpuIsa isa : {CpuIsa::generic, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16}) {
+  for (CpuIsa isa : {CpuIsa::generic, CpuIsa::avx2, CpuIsa::avx512, CpuIsa::avx512_bf16, CpuIsa::amx}) {
     if (isa <= cpu_isa()) sets.push_back(isa);
   }
   return sets;

@@ -20,7 +20,7 @@ struct Variable {
 TEST(CpuInfo, TheEnvironmentCapsTheInstructionSet) {
   Variable cap("CMOE_CPU_ISA", "generic");
   EXPECT_EQ(cpu_isa(), CpuIsa::generic);
-  EXPECT_THAT(make_cpu_backend()->description(), HasSubstr("generic"));
+  EXPECT_THAT(make_cpu_backend()->description(), HasSubstr("f32 kernels generic, bf16 widened to f32"));
   EXPECT_THAT(cpu_description(), HasSubstr("f32 kernels: generic"));
 }
 

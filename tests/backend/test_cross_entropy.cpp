@@ -43,9 +43,10 @@ TEST(CrossEntropy, MatchesTheFormula) {
 }
 
 TEST(CrossEntropy, RowsDoNotDependOnTheirCompanyOrOnThreads) {
-  on_each_isa([](const Backend& backend, CpuIsa) {
+  on_each_isa([](const Backend& backend, CpuIsa isa) {
     const Tensor x = random({350, 33}, 1), head = random({2100, 33}, 2);
     for (DType dtype : {DType::f32, DType::bf16}) {
+      if (dtype == DType::bf16 && isa == CpuIsa::amx) continue;  // oneDNN promises no such thing
       const Weight weight = backend.prepare(head, dtype);
       const auto targets = some_targets(350, 2100);
       const auto all = run(backend, x, weight, targets);

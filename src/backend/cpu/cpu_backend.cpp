@@ -51,7 +51,7 @@ void check_matrix(const char* where, const char* name, const Tensor& tensor, int
 }
 
 std::string CpuBackend::description() const {
-  return fmt::format("CPU, f32 kernels {}, bf16 {}", table_.name, isa_ >= CpuIsa::avx512_bf16 ? "vdpbf16ps" : "widened to f32");
+  return fmt::format("CPU, f32 kernels {}, bf16 {}", table_.name, bf16_products(isa_));
 }
 
 void CpuBackend::embed(std::span<const int32_t> ids, const Tensor& table, Tensor& y) const {
@@ -142,7 +142,7 @@ std::unique_ptr<Backend> make_cpu_backend(CpuIsa cap) {
   } else if (isa >= CpuIsa::avx2) {
     table = &kernels::table_avx2();
   }
-  if (isa >= CpuIsa::avx512_bf16) dots = &kernels::gemm_avx512_bf16();
+  if (isa == CpuIsa::avx512_bf16) dots = &kernels::gemm_avx512_bf16();
 #endif
   return std::make_unique<cpu::CpuBackend>(isa, *table, dots ? *dots : table->bf16);
 }

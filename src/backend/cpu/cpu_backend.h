@@ -7,13 +7,6 @@
 
 namespace cmoe::cpu {
 
-/// Panels as kernels/cpu/table.h describes them.
-struct PackedWeight : Weight::Impl {
-  Tensor panels;  ///< u8
-  int64_t panel_bytes;
-  const std::byte* panel(int64_t index) const { return static_cast<const std::byte*>(panels.raw()) + index * panel_bytes; }
-};
-
 /// Checks shapes, splits work over threads, calls the kernels of one instruction set.
 class CpuBackend : public Backend {
  public:

@@ -4,14 +4,15 @@
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
-#include "backend/cpu/gemm.h"
+#include "backend/cpu/packed_weight.h"
 #include "base/error.h"
 #include "base/parallel.h"
 
 namespace cmoe::cpu {
 namespace {
 
-constexpr int64_t kChunk = 1024;  // features whose logits live at once; fixed, because it decides the order of the sum
+constexpr int64_t kChunk =
+    1024;  // features, about, whose logits live at once; the weight alone fixes how many: they order the sum
 constexpr int64_t kRows = 168;
 
 // Of one row and one chunk of the vocabulary.
@@ -36,35 +37,30 @@ void CpuBackend::cross_entropy(const Tensor& x, const Weight& head, std::span<co
   }
   if (rows == 0) return;
 
-  const kernels::Gemm& gemm = this->gemm(head.dtype());
   const auto& weight = static_cast<const PackedWeight&>(head.impl());
-  const int64_t chunks = (vocab + kChunk - 1) / kChunk;
-  std::vector<Partial> partials(static_cast<size_t>(chunks * std::min(rows, kRows)));
-  std::vector<float> target_logit(static_cast<size_t>(std::min(rows, kRows)));
-  thread_local Scratch packed_scratch;
-  for (int64_t row = 0; row < rows; row += kRows) {
-    const int64_t count = std::min(kRows, rows - row);
-    const RowTiles tiles(count, gemm.tile_rows);
-    const int64_t stride = (gemm.packed_bytes(tiles.height, k) + 63) / 64 * 64;
-    std::byte* packed = packed_scratch.resize(stride * tiles.count);
-    const auto height = [&](int64_t tile) { return std::min(tiles.height, count - tile * tiles.height); };
-    parallel_for(tiles.count, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t)
-        gemm.pack(x.row<float>(row + t * tiles.height), k, height(t), k, packed + t * stride);
-    });
+  const int64_t chunk_units = std::max<int64_t>(1, kChunk / weight.unit()), chunk = chunk_units * weight.unit();
+  const int64_t chunks = (vocab + chunk - 1) / chunk;
+  const RowTiles blocks(rows, kRows);
+  std::vector<Partial> partials(static_cast<size_t>(chunks * blocks.height));
+  std::vector<float> target_logit(static_cast<size_t>(blocks.height));
+  for (int64_t b = 0; b < blocks.count; ++b) {
+    const int64_t row = b * blocks.height, count = blocks.rows_of(b);
+    const PackedRows packed(weight, count,
+                            [&](int64_t from, int64_t height, void* to) { weight.pack(x.row<float>(row + from), height, to); });
+    const RowTiles& tiles = packed.tiles();
     parallel_for(chunks, 1, [&](int64_t begin, int64_t end) {
       thread_local Scratch logits_scratch;
-      auto* logits = reinterpret_cast<float*>(logits_scratch.resize(count * kChunk * static_cast<int64_t>(sizeof(float))));
+      auto* logits = reinterpret_cast<float*>(logits_scratch.resize(count * chunk * static_cast<int64_t>(sizeof(float))));
       for (int64_t c = begin; c < end; ++c) {
-        const int64_t column = c * kChunk, columns = std::min(kChunk, vocab - column);
-        for (int64_t p = 0; p < columns; p += kernels::kPanel) {
+        const int64_t column = c * chunk, columns = std::min(chunk, vocab - column);
+        for (int64_t at = 0; at < columns; at += weight.unit()) {
           for (int64_t t = 0; t < tiles.count; ++t) {
-            gemm.tile(packed + t * stride, height(t), weight.panel((column + p) / kernels::kPanel), k,
-                      logits + t * tiles.height * kChunk + p, kChunk, std::min<int64_t>(kernels::kPanel, columns - p), false);
+            weight.tile(packed.tile(t), tiles.rows_of(t), (column + at) / weight.unit(), std::min(weight.unit(), columns - at),
+                        logits + t * tiles.height * chunk + at, chunk, false);
           }
         }
         for (int64_t r = 0; r < count; ++r) {
-          const float* line = logits + r * kChunk;
+          const float* line = logits + r * chunk;
           Partial& partial = partials[static_cast<size_t>(r * chunks + c)];
           table_.sum_exp(line, columns, &partial.max, &partial.sum);
           const int64_t target = targets[static_cast<size_t>(row + r)] - column;

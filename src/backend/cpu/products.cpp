@@ -3,8 +3,9 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
-#include "backend/cpu/gemm.h"
 #include "backend/cpu/large_pages.h"
+#include "backend/cpu/onednn.h"
+#include "backend/cpu/packed_weight.h"
 #include "base/error.h"
 #include "base/parallel.h"
 
@@ -15,61 +16,65 @@ using kernels::kPanel;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls body(first tile, last tile, first panel, last panel) so that every pair is met once. Enough pieces for the threads, and
+// Calls body(first tile, last tile, first unit, last unit) so that every pair is met once. Enough pieces for the threads, and
 // none so small that handing it out costs more than doing it.
-void for_each_piece(int64_t tiles, int64_t panels, double flop_per_pair, int64_t panel_multiple,
+void for_each_piece(int64_t tiles, int64_t units, double flop_per_pair, int64_t unit_multiple,
                     const std::function<void(int64_t, int64_t, int64_t, int64_t)>& body) {
   constexpr double kSmallest = 2e5;  // FLOP: a few microseconds
   const int64_t wanted = num_threads() == 1 ? 1 : 6 * num_threads();
-  int64_t panel_grain = std::max<int64_t>(1, panels / wanted);
-  if (panel_grain > 1 || tiles == 1) panel_grain = ceil_div(panel_grain, panel_multiple) * panel_multiple;
-  panel_grain =
-      std::min(panels, std::max(panel_grain, static_cast<int64_t>(kSmallest / flop_per_pair / static_cast<double>(tiles))));
-  const int64_t columns = ceil_div(panels, std::max<int64_t>(panel_grain, 1));
+  int64_t unit_grain = std::max<int64_t>(1, units / wanted);
+  if (unit_grain > 1 || tiles == 1) unit_grain = ceil_div(unit_grain, unit_multiple) * unit_multiple;
+  unit_grain =
+      std::min(units, std::max(unit_grain, static_cast<int64_t>(kSmallest / flop_per_pair / static_cast<double>(tiles))));
+  const int64_t columns = ceil_div(units, std::max<int64_t>(unit_grain, 1));
   const int64_t tile_grain = std::max<int64_t>(1, tiles / std::max<int64_t>(1, ceil_div(wanted, columns)));
   const int64_t rows = ceil_div(tiles, tile_grain);
   parallel_for(rows * columns, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t t = i % rows * tile_grain, p = i / rows * panel_grain;
-      body(t, std::min(tiles, t + tile_grain), p, std::min(panels, p + panel_grain));
+      const int64_t t = i % rows * tile_grain, p = i / rows * unit_grain;
+      body(t, std::min(tiles, t + tile_grain), p, std::min(units, p + unit_grain));
     }
   });
 }
 
 }  // namespace
 
-RowTiles::RowTiles(int64_t rows, int64_t most) {
-  count = ceil_div(rows, most);
-  height = count == 0 ? 0 : ceil_div(rows, count);  // even tiles: 16 rows are two of 8, not 14 and 2
-  count = count == 0 ? 0 : ceil_div(rows, height);
+RowTiles::RowTiles(int64_t rows_, int64_t most) : rows(rows_), count(ceil_div(rows, most)), height(0) {
+  if (count == 0) return;
+  height = ceil_div(rows, count);
+  count = ceil_div(rows, height);
 }
 
-void multiply(const kernels::Gemm& gemm, int64_t rows, int64_t k, const PackRows& pack, const std::byte* panels,
-              int64_t panel_bytes, int64_t n, float* y, int64_t ldy, bool add) {
-  if (rows == 0 || n == 0) return;
-  // Rows of x packed at a time: they and a panel should stay in the second-level cache.
-  const int64_t block = std::max<int64_t>(gemm.tile_rows, std::min<int64_t>(rows, gemm.tile_rows * 24));
+PackedRows::PackedRows(const PackedWeight& weight, int64_t rows, const Pack& pack)
+    : tiles_(rows, weight.tile_rows()), stride_(ceil_div(weight.packed_bytes(tiles_.height), 64) * 64) {
   thread_local Scratch scratch;
-  for (int64_t row = 0; row < rows; row += block) {
-    const int64_t block_rows = std::min(block, rows - row);
-    const RowTiles tiles(block_rows, gemm.tile_rows);
-    const int64_t stride = ceil_div(gemm.packed_bytes(tiles.height, k), 64) * 64;
-    std::byte* packed = scratch.resize(stride * tiles.count);
-    const auto height = [&](int64_t tile) { return std::min(tiles.height, block_rows - tile * tiles.height); };
-    parallel_for(tiles.count, std::max<int64_t>(1, 16384 / (tiles.height * std::max<int64_t>(k, 1))),
-                 [&](int64_t begin, int64_t end) {
-                   for (int64_t t = begin; t < end; ++t) pack(row + t * tiles.height, height(t), packed + t * stride);
-                 });
-    const double flop = 2.0 * static_cast<double>(tiles.height * kPanel * std::max<int64_t>(k, 1));
-    for_each_piece(tiles.count, ceil_div(n, kPanel), flop, tiles.height <= 4 ? 4 : 1,
-                   [&](int64_t tile_begin, int64_t tile_end, int64_t panel_begin, int64_t panel_end) {
-                     const bool together = tiles.count == 1;  // few rows: the kernel takes several panels at once
-                     const int64_t step = together ? panel_end - panel_begin : 1;
-                     for (int64_t p = panel_begin; p < panel_end; p += step) {
-                       const int64_t column = p * kPanel, columns = std::min(n - column, step * kPanel);
+  data_ = scratch.resize(stride_ * tiles_.count);
+  const int64_t grain = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, tiles_.height * weight.k()));
+  parallel_for(tiles_.count, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) pack(t * tiles_.height, tiles_.rows_of(t), data_ + t * stride_);
+  });
+}
+
+void multiply(const PackedWeight& weight, int64_t rows, const PackedRows::Pack& pack, float* y, bool add) {
+  const int64_t n = weight.n(), unit = weight.unit();
+  if (rows == 0 || n == 0) return;
+  // Rows of x packed at a time: they and a unit of weights should stay in the second-level cache.
+  const RowTiles blocks(rows, 336);
+  for (int64_t b = 0; b < blocks.count; ++b) {
+    const int64_t first = b * blocks.height;
+    const PackedRows packed(weight, blocks.rows_of(b),
+                            [&](int64_t row, int64_t count, void* to) { pack(first + row, count, to); });
+    const RowTiles& tiles = packed.tiles();
+    const double flop = 2.0 * static_cast<double>(tiles.height * unit * weight.k());
+    const bool few = tiles.count == 1;  // the kernel then takes several units at once
+    for_each_piece(tiles.count, ceil_div(n, unit), flop, few && unit == kPanel ? 4 : 1,
+                   [&](int64_t tile_begin, int64_t tile_end, int64_t unit_begin, int64_t unit_end) {
+                     const int64_t step = few ? unit_end - unit_begin : 1;
+                     for (int64_t u = unit_begin; u < unit_end; u += step) {
+                       const int64_t columns = std::min(n - u * unit, step * unit);
                        for (int64_t t = tile_begin; t < tile_end; ++t) {
-                         gemm.tile(packed + t * stride, height(t), panels + p * panel_bytes, k,
-                                   y + (row + t * tiles.height) * ldy + column, ldy, columns, add);
+                         weight.tile(packed.tile(t), tiles.rows_of(t), u, columns,
+                                     y + (first + t * tiles.height) * n + u * unit, n, add);
                        }
                      }
                    });
@@ -83,16 +88,18 @@ Weight CpuBackend::prepare(const Tensor& weight, DType dtype) const {
   const DType from = weight.dtype();
   CMOE_CHECK(from == DType::f32 || from == DType::f16 || from == DType::bf16,
              "prepare: a weight of {}, expected f32, f16 or bf16", name_of(from));
+  if (dtype == DType::bf16 && isa_ >= CpuIsa::amx) {
+    return Weight(weight.dim(0), weight.dim(1), dtype, make_onednn_weight(weight.to(DType::bf16)));
+  }
   const int64_t n = weight.dim(0), k = weight.dim(1), panels = ceil_div(n, kPanel);
-  auto packed = std::make_shared<PackedWeight>();
-  packed->panel_bytes = dtype == DType::f32 ? k * kPanel * 4 : ceil_div(k, 2) * 2 * kPanel * 2;
-  packed->panels = allocate_on_large_pages(panels * packed->panel_bytes);
-  auto* bytes = static_cast<std::byte*>(packed->panels.raw());
+  const int64_t panel_bytes = dtype == DType::f32 ? k * kPanel * 4 : ceil_div(k, 2) * 2 * kPanel * 2;
+  const auto memory = std::make_shared<const Tensor>(allocate_on_large_pages(panels * panel_bytes));
+  auto* bytes = static_cast<std::byte*>(memory->raw());
   parallel_for(k == 0 ? 0 : panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t rows = std::min<int64_t>(kPanel, n - p * kPanel);
       Tensor part = weight.rows(p * kPanel, p * kPanel + rows);
-      std::byte* panel = bytes + p * packed->panel_bytes;
+      std::byte* panel = bytes + p * panel_bytes;
       if (dtype == DType::f32) {
         if (from == DType::bf16) {
           Tensor wide(DType::f32, {rows, k});
@@ -110,7 +117,7 @@ Weight CpuBackend::prepare(const Tensor& weight, DType dtype) const {
       }
     }
   });
-  return Weight(n, k, dtype, std::move(packed));
+  return Weight(n, k, dtype, std::make_shared<Panels>(n, k, gemm(dtype), panel_bytes, bytes, memory));
 }
 
 void CpuBackend::linear(const Tensor& x, const Weight& weight, Tensor& y, bool accumulate) const {
@@ -124,12 +131,11 @@ void CpuBackend::linear(const Tensor& x, const Weight& weight, Tensor& y, bool a
     if (!accumulate) std::memset(y.raw(), 0, static_cast<size_t>(y.bytes()));
     return;
   }
-  const kernels::Gemm& product = gemm(weight.dtype());
   const auto& packed = static_cast<const PackedWeight&>(weight.impl());
   const float* from = x.data<float>();
   multiply(
-      product, rows, k, [&](int64_t row, int64_t count, void* to) { product.pack(from + row * k, k, count, k, to); },
-      packed.panel(0), packed.panel_bytes, n, y.data<float>(), n, accumulate);
+      packed, rows, [&](int64_t row, int64_t count, void* to) { packed.pack(from + row * k, count, to); }, y.data<float>(),
+      accumulate);
 }
 
 void CpuBackend::multiply_transposed(const Tensor& a, const Tensor& b, Tensor& c, bool accumulate) const {
@@ -154,9 +160,10 @@ void CpuBackend::multiply_transposed(const Tensor& a, const Tensor& b, Tensor& c
                                 reinterpret_cast<float*>(packed + p * panel_bytes));
     }
   });
+  const Panels as_weight(m, t, table_.f32, panel_bytes, packed, nullptr);
   multiply(
-      table_.f32, n, t, [&](int64_t column, int64_t count, void* to) { table_.pack_columns(from_a + column, n, count, t, to); },
-      packed, panel_bytes, m, c.data<float>(), m, accumulate);
+      as_weight, n, [&](int64_t column, int64_t count, void* to) { table_.pack_columns(from_a + column, n, count, t, to); },
+      c.data<float>(), accumulate);
 }
 
 }  // namespace cmoe::cpu
