@@ -115,6 +115,16 @@ std::string nfc(std::string_view text) {
   return result;
 }
 
+std::string change_case(std::string_view text, bool upper) {
+  std::string result;
+  result.reserve(text.size());
+  for (size_t position = 0; position < text.size();) {
+    const auto c = static_cast<utf8proc_int32_t>(next_code_point(text, position));
+    append_utf8(result, static_cast<char32_t>(upper ? utf8proc_toupper(c) : utf8proc_tolower(c)));
+  }
+  return result;
+}
+
 bool is_white_space(char32_t c) {
   if (c < 0x80) return c == ' ' || (c >= 0x09 && c <= 0x0d);
   return c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||

@@ -30,6 +30,9 @@ std::string replace_invalid_utf8(std::string_view text);
 /// Unicode normalisation form C of valid UTF-8.
 std::string nfc(std::string_view text);
 
+/// Upper or lower case of valid UTF-8, letter by letter: what needs more than one ('ß' to "SS") stays.
+std::string change_case(std::string_view text, bool upper);
+
 /// Unicode property White_Space.
 bool is_white_space(char32_t code_point);
 
