@@ -20,6 +20,7 @@ struct Command {
 };
 
 constexpr Command kCommands[] = {
+    {"tokenize", tokenize, "turn text into token ids"},
     {"profile", profile, "record FFN activations of a dense model on calibration text"},
     {"carve", carve, "turn a profiled dense model into a Mixture-of-Experts"},
     {"evaluate", evaluate, "perplexity of models side by side"},
