@@ -24,6 +24,7 @@ constexpr Command kCommands[] = {
     {"profile", profile, "record FFN activations of a dense model on calibration text"},
     {"carve", carve, "turn a profiled dense model into a Mixture-of-Experts"},
     {"evaluate", evaluate, "perplexity of models side by side"},
+    {"generate", generate, "continue a prompt"},
     {"logits", logits, "write a model's logits on a text as a .npy file"},
     {"doctor", doctor, "what this machine offers, and which kernels will run"},
 };
