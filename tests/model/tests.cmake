@@ -1,2 +1,5 @@
 cmoe_test(model/test_python_sources)
 cmoe_test(model/test_transformer)
+cmoe_test(model/test_config)
+cmoe_test(model/test_checkpoint)
+cmoe_test(model/test_describe)
