@@ -21,6 +21,7 @@ struct Command {
 
 constexpr Command kCommands[] = {
     {"tokenize", tokenize, "turn text into token ids"},
+    {"inspect", inspect, "show a checkpoint, a carved model or a profile"},
     {"profile", profile, "record FFN activations of a dense model on calibration text"},
     {"carve", carve, "turn a profiled dense model into a Mixture-of-Experts"},
     {"evaluate", evaluate, "perplexity of models side by side"},
