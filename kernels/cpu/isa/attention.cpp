@@ -29,6 +29,16 @@ void score_rows(const float* q, const float* keys, int64_t head_dim, float* s) {
   }
 }
 
+// V vectors of a row of values. With few rows to mix it asks for the row a block ahead.
+template <int R, int V>
+struct ValueColumns : FloatColumns<V> {
+  CMOE_INLINE Vec get(int64_t k, int step, int v) const {
+    const float* at = this->p + k * this->ld + v * kLanes;
+    if (R <= 6) __builtin_prefetch(at + kKeyBlock * this->ld, 0, 2);
+    return FloatColumns<V>::get(k, step, v);
+  }
+};
+
 // Columns [c, c + V vectors) of mix_rows.
 template <int R, int V>
 CMOE_INLINE void mix_columns(const float* p, const float* value, int64_t ldv, int64_t keys, const float* alpha, int64_t width,
@@ -40,7 +50,7 @@ CMOE_INLINE void mix_columns(const float* p, const float* value, int64_t ldv, in
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) acc[r][v] = load(o + r * width + v * kLanes) * factor;
   }
-  multiply<R, V>(FixedRows<kKeyBlock>{p}, FloatColumns<V>{value, ldv}, keys, acc);
+  multiply<R, V>(FixedRows<kKeyBlock>{p}, ValueColumns<R, V>{{value, ldv}}, keys, acc);
   write_tile(acc, o, width, V * kLanes, false);
 }
 
@@ -53,16 +63,16 @@ void mix_rows(const float* p, const float* value, int64_t ldv, int64_t keys, con
   for (; c < width; c += kTileColumns) mix_columns<R, kTileVecs>(p, value + c, ldv, keys, alpha, width, o + c);
 }
 
-// keys [head_dim][kKeyBlock] = the transpose of key [count][head_dim], columns from count on zero. Meanwhile asks for the
-// values of this block and the keys of the next: decoding waits for memory otherwise.
-void transpose_keys(const float* key, const float* value, int64_t count, int64_t head_dim, bool more, float* keys) {
+// keys [head_dim][kKeyBlock] = the transpose of key [count][head_dim], columns from count on zero. On the way asks for the next
+// block of keys: decoding waits for memory otherwise. (Asking beyond the end is harmless.)
+void transpose_keys(const float* key, int64_t count, int64_t head_dim, float* keys) {
   for (int64_t j = 0; j < kKeyBlock; j += kLanes) {
     const int64_t rows = count - j < 0 ? 0 : smaller(count - j, kLanes);
-    for (int64_t i = 0; i < rows * head_dim; i += 16) {
-      __builtin_prefetch(value + j * head_dim + i, 0, 2);
-      if (more) __builtin_prefetch(key + (kKeyBlock + j) * head_dim + i, 0, 2);
+    for (int64_t d = 0; d < head_dim; d += 16) {
+      for (int64_t i = 0; i < kLanes; ++i) __builtin_prefetch(key + (kKeyBlock + j + i) * head_dim + d, 0, 2);
+      transpose_matrix(key + j * head_dim + d, head_dim, rows, smaller(head_dim - d, 16), keys + d * kKeyBlock + j, kKeyBlock,
+                       kLanes);
     }
-    transpose_matrix(key + j * head_dim, head_dim, rows, head_dim, keys + j, kKeyBlock, kLanes);
   }
 }
 
@@ -143,7 +153,7 @@ void attention(const AttentionTile& t, float* scratch) {
   for (int64_t begin = 0; begin < end; begin += kKeyBlock) {
     const int64_t count = smaller(end - begin, kKeyBlock);
     const float* value = t.value + begin * t.head_dim;
-    transpose_keys(t.key + begin * t.head_dim, value, count, t.head_dim, begin + 2 * kKeyBlock <= end, keys);
+    transpose_keys(t.key + begin * t.head_dim, count, t.head_dim, keys);
     if (width != t.head_dim) {
       for (int64_t j = 0; j < count; ++j) {
         for (int64_t d = 0; d < width; ++d) padded_value[j * width + d] = d < t.head_dim ? value[j * t.head_dim + d] : 0.0f;
