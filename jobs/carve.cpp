@@ -156,6 +156,10 @@ int carve(int argc, char** argv, Environment& environment) {
     log_info("{} carved by recipe '{}' in {} to {}: {} in {} file(s), {:.1f} % of FFN neurons active", to_string(carve.shape),
              carve.recipe.name, format_duration(timer.seconds()), job.out, format_bytes(writer.total_bytes()),
              writer.files().size(), 100 * summary.active_fraction);
+    std::string stages;
+    for (const auto& [stage, seconds] : summary.stage_seconds)
+      stages += fmt::format("{}{} {:.1f} s", stages.empty() ? "" : ", ", stage, seconds);
+    if (!stages.empty()) log_info("time by stage: {}", stages);
     if (std::isfinite(summary.calibration_nll)) {
       log_info("loss on the calibration tokens: dense {:.4f}, carved {:.4f} nats per token", profile.dense_nll(),
                summary.calibration_nll);

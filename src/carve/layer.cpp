@@ -4,7 +4,6 @@
 #include <random>
 
 #include "base/error.h"
-#include "base/timer.h"
 #include "carve/clustering.h"
 #include "carve/columns.h"
 #include "carve/compensate.h"
@@ -39,11 +38,7 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
                         Communicator& comm) {
   const int64_t f = dense.down.dim(1), m = f / shape.experts;
   CarvedLayer carved{.router_kind = recipe.router, .selector = recipe.selector, .down = dense.down};
-  Timer timer;
-  const auto stage = [&](const char* name) {
-    carved.measures.emplace_back(name, timer.seconds());
-    timer = Timer();
-  };
+  StageTimes times;
 
   // Shared expert: the S * m neurons of highest score (static baselines keep S + A shares and route nothing).
   const std::vector<double> score = score_neurons(recipe.score, statistics, dense.down, seed, layer);
@@ -54,7 +49,7 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
     const Partitioned parts = partition_neurons(backend, recipe, remaining_neurons(f, carved.shared), shape.routed(), dense,
                                                 activations, statistics, seed, layer, comm);
     carved.experts = parts.experts;
-    stage("partition_s");
+    times.lap("partition");
     if (recipe.router == RouterKind::linear) {
       const Tensor norms = expert_output_norms(backend, activations.h, dense.down, carved.experts);
       fit_linear_router(backend, activations.input, norms, recipe.router_lambda, activations.chunks, comm, carved);
@@ -67,7 +62,7 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
       carved.threshold =
           kth_largest(scores.span<float>(), std::max<int64_t>(activations.chunks.total_tokens * shape.active, 1), comm);
     }
-    stage("router_s");
+    times.lap("router");
   }
 
   if (recipe.compensation != Compensation::none) {
@@ -79,8 +74,9 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
     } else {
       compensate_refit(backend, dense, activations, masked, expert_of, recipe.refit_lambda, comm, carved);
     }
-    stage("compensate_s");
+    times.lap("compensation");
   }
+  carved.stage_seconds = times.totals();
   return carved;
 }
 

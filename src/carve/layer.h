@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "carve/recipe.h"
+#include "carve/stage_times.h"
 #include "carve/token_chunks.h"
 #include "comm/communicator.h"
 #include "model/transformer.h"
@@ -39,10 +40,10 @@ struct CarvedLayer {
   Tensor router_weight, router_bias;  ///< linear: [R, d], [R]
   Tensor router_gate, router_up;      ///< analytical, authors: [R, d]
   float threshold = 0;
-  Tensor down;               ///< [d, f] f32: the down-projection to slice from (refit, or the dense one)
-  Tensor compensation_bias;  ///< [d], or undefined
-  Tensor expert_bias;        ///< [R, d], or undefined
-  std::vector<std::pair<std::string, double>> measures;  ///< what the carve reports of the layer (seconds of stages, errors)
+  Tensor down;                 ///< [d, f] f32: the down-projection to slice from (refit, or the dense one)
+  Tensor compensation_bias;    ///< [d], or undefined
+  Tensor expert_bias;          ///< [R, d], or undefined
+  StageSeconds stage_seconds;  ///< time of this rank in each stage of the carve
 };
 
 /// Carves one layer. Collective; the result is the same on all ranks, and the same to the bit for any number of ranks.

@@ -74,6 +74,16 @@ bool Recipe::from_profile_alone() const {
          (!routed || (router != RouterKind::linear && selector == Selector::topk));
 }
 
+bool Recipe::needs_markers() const {
+  const bool clusters = routed && (partition == Partition::markers_l1 || partition == Partition::markers_squared_l2 ||
+                                   partition == Partition::markers_l2);
+  return score == Score::activation_rate || clusters || (routed && representative == Representative::highest_rate);
+}
+
+bool Recipe::needs_moments() const {
+  return score == Score::mass || score == Score::variance || (routed && partition == Partition::cosine);
+}
+
 std::string Recipe::describe() const {
   std::string text;
   const auto line = [&](std::string_view key, auto value) { text += fmt::format("{} = {}\n", key, value); };

@@ -71,6 +71,10 @@ struct Recipe {
 
   /// Needs only what a profile file holds (markers and moments): no forward pass, layers independent.
   bool from_profile_alone() const;
+  /// Looks at which neurons tokens mark.
+  bool needs_markers() const;
+  /// Looks at means and second moments of activations.
+  bool needs_moments() const;
   /// key = value lines of every choice.
   std::string describe() const;
 };

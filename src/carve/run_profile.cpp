@@ -23,7 +23,9 @@ class ProfileFile {
       : out_(out),
         temporary_(out.string() + ".partial"),
         comm_(comm),
-        file_(H5File::create(temporary_, comm.native_handle())) {}
+        // One rank alone writes the file as its own: MPI-IO has nothing to add, and warns about its shared-memory file
+        // pointers.
+        file_(H5File::create(temporary_, comm.size() > 1 ? std::optional(comm.native_handle()) : std::nullopt)) {}
 
   ~ProfileFile() {
     std::error_code ignored;

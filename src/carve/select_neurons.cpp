@@ -10,7 +10,7 @@ namespace cmoe {
 
 std::vector<double> score_neurons(Score score, const NeuronStatistics& statistics, const Tensor& down, uint64_t seed,
                                   int64_t layer) {
-  const size_t f = statistics.mean.size();
+  const auto f = static_cast<size_t>(down.dim(1));
   std::vector<double> result(f);
   if (score == Score::activation_rate) {
     // mu_i = (tokens that mark i) / tokens

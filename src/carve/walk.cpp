@@ -61,22 +61,29 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
   const TokenChunks chunks = shard.chunks();
   Tensor x = model.embed(shard.batch());
   int64_t active_pairs = 0, shared_neurons = 0;
+  std::vector<Marker> markers;
+  if (options.recipe.needs_markers()) markers.push_back(options.recipe.marker);
+  StageTimes times;
   Progress progress("carve", profile.layers(), "layers");
   for (int64_t l = 0; l < profile.layers(); ++l) {
     stop_together(comm, "carve");
     model.add_attention(l, shard.batch(), x);
+    times.lap("attention");
     const DenseFfnTensors dense = read_dense_ffn(checkpoint, l, DType::f32);
     const ObservedFfn ffn(*backend, dense, options.dtype);
     LayerActivations activations{.input = model.ffn_input(l, x), .k_act = profile.k_act(), .chunks = chunks};
-    FfnActivations observed =
-        observe_ffn(*backend, ffn, activations.input, profile.k_act(), std::span(&options.recipe.marker, 1));
+    FfnActivations observed = observe_ffn(*backend, ffn, activations.input, profile.k_act(), markers);
     activations.h = std::move(observed.h);
     activations.markers = std::move(options.recipe.marker == Marker::raw ? observed.raw_markers : observed.normalized_markers);
-    NeuronStatistics statistics = neuron_statistics(activations.h, chunks, comm);
-    statistics.marked = count_markers(activations.markers, f, comm);
+    times.lap("FFN activations");
+    NeuronStatistics statistics{.tokens = chunks.total_tokens};
+    if (options.recipe.needs_moments()) statistics = neuron_statistics(activations.h, chunks, comm);
+    if (!markers.empty()) statistics.marked = count_markers(activations.markers, f, comm);
+    times.lap("statistics");
 
     const CarvedLayer carved =
         carve_layer(*backend, options.recipe, options.shape, dense, activations, statistics, l, options.seed, comm);
+    times.add(carved.stage_seconds);
     const Routing routing = calibration_routing(*backend, carved, options.shape, activations.input);
     active_pairs += static_cast<int64_t>(routing.expert_idx.size());
     shared_neurons += static_cast<int64_t>(carved.shared.size());
@@ -85,7 +92,9 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
     } else {
       add_down(*backend, ffn, activations.h, x);
     }
+    times.lap("layer output");
     if (comm.rank() == l % comm.size()) sink(l, carved, dense);
+    times.lap("write");
     progress.advance(1);
   }
   progress.finish();
@@ -93,7 +102,7 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
   std::vector<int64_t> pairs{active_pairs};
   comm.all_reduce_sum(pairs);
   const double layer_tokens = static_cast<double>(chunks.total_tokens) * static_cast<double>(profile.layers());
-  CarveSummary summary;
+  CarveSummary summary{.stage_seconds = times.totals()};
   summary.active_fraction = (static_cast<double>(shared_neurons) / static_cast<double>(profile.layers()) +
                              static_cast<double>(pairs[0]) / layer_tokens * static_cast<double>(m)) /
                             static_cast<double>(f);
