@@ -74,6 +74,19 @@ struct Table {
   void (*narrow_bf16)(const float* x, int64_t n, uint16_t* y);
   /// max(x) and the sum of exp(x - max), in an order that n alone decides.
   void (*sum_exp)(const float* x, int64_t n, float* max, double* sum);
+
+  // Training; the order of every sum is decided by n alone.
+  float (*dot)(const float* a, const float* b, int64_t n);
+  /// y += factor x.
+  void (*add_scaled)(const float* x, float factor, int64_t n, float* y);
+  /// dx += the gradient of rms_norm() with respect to x, of dy; one row of n.
+  void (*rms_norm_backward)(const float* x, const float* weight, const float* dy, int64_t n, float epsilon, float* dx);
+  /// dgate and dup of swiglu(); each may be any of the inputs.
+  void (*swiglu_backward)(const float* gate, const float* up, const float* dh, int64_t n, float* dgate, float* dup);
+  /// y = factor exp(scale x - shift).
+  void (*exp_scaled)(const float* x, int64_t n, float scale, float shift, float factor, float* y);
+  /// ds = p (dp - mean) scale, where mean = sum(p dp): the gradient of a softmax row.
+  void (*softmax_backward)(const float* p, const float* dp, int64_t n, float mean, float scale, float* ds);
 };
 
 const Table& table_generic();

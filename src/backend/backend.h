@@ -93,6 +93,39 @@ class Backend {
   /// -log softmax(x W^T)[target] of each row, in nats; rows whose target is negative give 0. Never holds more than a few hundred
   /// rows of logits. x [T, d], head [vocab, d].
   virtual void cross_entropy(const Tensor& x, const Weight& head, std::span<const int32_t> targets, std::span<double> nll) const = 0;
+
+  // Gradients. A backend for inference alone leaves them out; calling one is then an Error that names the backend.
+
+  /// dx = dy W, or dx += dy W, on the packed weight of linear(): dy [T, out_features], dx [T, in_features]. dx may not overlap
+  /// dy. With bf16 weights dy is rounded to bf16; sums are f32.
+  virtual void linear_transposed(const Tensor& dy, const Weight& weight, Tensor& dx, bool accumulate = false) const;
+
+  /// dx += gradient of rms_norm(x) given dy; x, dy, dx [T, d]. The norm's weight is a constant.
+  virtual void rms_norm_backward(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& dy, Tensor& dx) const;
+
+  /// dgate = dh up silu'(gate), dup = dh silu(gate); both may be one of the inputs.
+  virtual void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dh, Tensor& dgate, Tensor& dup) const;
+
+  /// Gradients of attention() over whole sequences (past = 0; the caches are not read), from its inputs after rope, its output
+  /// and dout; the weights are computed again, in blocks. dq [T, heads * head_dim], dk and dv [T, kv_heads * head_dim]; rows
+  /// outside the spans become zero.
+  virtual void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& dout,
+                                  std::span<const AttentionSpan> spans, int64_t head_dim, Tensor& dq, Tensor& dk,
+                                  Tensor& dv) const;
+
+  /// The loss of each row and its gradient dx [T, d] with respect to x, a few hundred rows of logits at a time:
+  ///   loss_t = nll_weight (-log softmax(z)[target]) + kl_weight tau^2 KL(softmax(z' / tau) || softmax(z / tau)),
+  /// z = x W^T, z' the teacher's logits. Rows whose target is negative have neither.
+  struct LossWeights {
+    float nll = 1, kl = 0;
+    float temperature = 1;                ///< tau
+    const Tensor* teacher_x = nullptr;    ///< [T, d'], needed where kl > 0
+    const Weight* teacher_head = nullptr;  ///< [vocab, d']
+  };
+  /// @param nll, kl  of each row, nats, before weighting and tau^2; kl is 0 without a teacher.
+  virtual void cross_entropy_backward(const Tensor& x, const Weight& head, std::span<const int32_t> targets,
+                                      const LossWeights& weights, std::span<double> nll, std::span<double> kl,
+                                      Tensor& dx) const;
 };
 
 /// Instruction sets of the CPU kernels, best last.

@@ -24,4 +24,11 @@ void widen_bf16(const uint16_t* x, int64_t n, float* y);
 void narrow_bf16(const float* x, int64_t n, uint16_t* y);
 void sum_exp(const float* x, int64_t n, float* max, double* sum);
 
+float dot(const float* a, const float* b, int64_t n);
+void add_scaled(const float* x, float factor, int64_t n, float* y);
+void rms_norm_backward(const float* x, const float* weight, const float* dy, int64_t n, float epsilon, float* dx);
+void swiglu_backward(const float* gate, const float* up, const float* dh, int64_t n, float* dgate, float* dup);
+void exp_scaled(const float* x, int64_t n, float scale, float shift, float factor, float* y);
+void softmax_backward(const float* p, const float* dp, int64_t n, float mean, float scale, float* ds);
+
 }  // namespace cmoe::kernels::CMOE_ISA

@@ -26,6 +26,12 @@ const Table& CMOE_JOIN(table_, CMOE_ISA)() {
       .widen_bf16 = CMOE_ISA::widen_bf16,
       .narrow_bf16 = CMOE_ISA::narrow_bf16,
       .sum_exp = CMOE_ISA::sum_exp,
+      .dot = CMOE_ISA::dot,
+      .add_scaled = CMOE_ISA::add_scaled,
+      .rms_norm_backward = CMOE_ISA::rms_norm_backward,
+      .swiglu_backward = CMOE_ISA::swiglu_backward,
+      .exp_scaled = CMOE_ISA::exp_scaled,
+      .softmax_backward = CMOE_ISA::softmax_backward,
   };
   return table;
 }

@@ -28,6 +28,14 @@ class CpuBackend : public Backend {
   void gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor& out) const override;
   void cross_entropy(const Tensor& x, const Weight& head, std::span<const int32_t> targets,
                      std::span<double> nll) const override;
+  void linear_transposed(const Tensor& dy, const Weight& weight, Tensor& dx, bool accumulate) const override;
+  void rms_norm_backward(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& dy, Tensor& dx) const override;
+  void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dh, Tensor& dgate, Tensor& dup) const override;
+  void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& dout,
+                          std::span<const AttentionSpan> spans, int64_t head_dim, Tensor& dq, Tensor& dk,
+                          Tensor& dv) const override;
+  void cross_entropy_backward(const Tensor& x, const Weight& head, std::span<const int32_t> targets, const LossWeights& weights,
+                              std::span<double> nll, std::span<double> kl, Tensor& dx) const override;
 
  private:
   const kernels::Gemm& gemm(DType dtype) const { return dtype == DType::bf16 ? bf16_ : table_.f32; }

@@ -129,6 +129,18 @@ class OneDnnWeight : public PackedWeight {
     }
   }
 
+  void unpack(int64_t u, float* rows) const override {
+    be_single_threaded();
+    const int64_t features = std::min(unit(), n() - u * unit());
+    thread_local Scratch scratch;
+    memory plain({{k(), features}, kBf16, Tag::ba}, engine(), scratch.resize(features * k() * 2));
+    memory packed = units_[static_cast<size_t>(u)];
+    dnnl::stream stream(engine());
+    dnnl::reorder(packed, plain).execute(stream, packed, plain);
+    stream.wait();
+    kernels::table_generic().widen_bf16(static_cast<const bf16*>(plain.get_data_handle()), features * k(), rows);
+  }
+
  private:
   std::vector<memory> units_;
 };

@@ -27,19 +27,22 @@ class PackedWeight : public Weight::Impl {
   virtual void pack(const float* x, int64_t rows, void* packed) const = 0;
   /// y [rows, columns] (+)= packed rows times `columns` features from `unit` on. y points at the first of them.
   virtual void tile(const void* packed, int64_t rows, int64_t unit, int64_t columns, float* y, int64_t ldy, bool add) const = 0;
+  /// The weights of a unit's features, rows [features, k] f32.
+  virtual void unpack(int64_t unit, float* rows) const = 0;
 
  private:
   int64_t n_, k_, unit_, tile_rows_;
 };
 
-/// Panels of kernels/cpu/table.h.
+/// Panels of kernels/cpu/table.h, in `dtype`.
 class Panels : public PackedWeight {
  public:
   Panels(int64_t n, int64_t k, const kernels::Gemm& gemm, int64_t panel_bytes, const void* panels,
-         std::shared_ptr<const void> owner)
+         std::shared_ptr<const void> owner, DType dtype = DType::f32)
       : PackedWeight(n, k, kernels::kPanel, gemm.tile_rows),
         gemm_(gemm),
         panel_bytes_(panel_bytes),
+        dtype_(dtype),
         panels_(static_cast<const std::byte*>(panels)),
         owner_(std::move(owner)) {}
 
@@ -48,10 +51,16 @@ class Panels : public PackedWeight {
   void tile(const void* packed, int64_t rows, int64_t unit, int64_t columns, float* y, int64_t ldy, bool add) const override {
     gemm_.tile(packed, rows, panels_ + unit * panel_bytes_, k(), y, ldy, columns, add);
   }
+  void unpack(int64_t unit, float* rows) const override;
+
+  const kernels::Gemm& gemm() const { return gemm_; }
+  DType dtype() const { return dtype_; }
+  const std::byte* panel(int64_t unit) const { return panels_ + unit * panel_bytes_; }
 
  private:
   const kernels::Gemm& gemm_;
   int64_t panel_bytes_;
+  DType dtype_;
   const std::byte* panels_;
   std::shared_ptr<const void> owner_;
 };

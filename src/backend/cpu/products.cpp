@@ -117,7 +117,7 @@ Weight CpuBackend::prepare(const Tensor& weight, DType dtype) const {
       }
     }
   });
-  return Weight(n, k, dtype, std::make_shared<Panels>(n, k, gemm(dtype), panel_bytes, bytes, memory));
+  return Weight(n, k, dtype, std::make_shared<Panels>(n, k, gemm(dtype), panel_bytes, bytes, memory, dtype));
 }
 
 void CpuBackend::linear(const Tensor& x, const Weight& weight, Tensor& y, bool accumulate) const {

@@ -1,0 +1,34 @@
+#include "backend/backend.h"
+
+#include "base/error.h"
+
+namespace cmoe {
+namespace {
+
+[[noreturn]] void refuse(const Backend& backend, const char* operation) {
+  fail("backend '{}': has no {}; train on the CPU backend", backend.description(), operation);
+}
+
+}  // namespace
+
+void Backend::linear_transposed(const Tensor&, const Weight&, Tensor&, bool) const { refuse(*this, "linear_transposed"); }
+
+void Backend::rms_norm_backward(const Tensor&, const Tensor&, float, const Tensor&, Tensor&) const {
+  refuse(*this, "rms_norm_backward");
+}
+
+void Backend::swiglu_backward(const Tensor&, const Tensor&, const Tensor&, Tensor&, Tensor&) const {
+  refuse(*this, "swiglu_backward");
+}
+
+void Backend::attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                                 std::span<const AttentionSpan>, int64_t, Tensor&, Tensor&, Tensor&) const {
+  refuse(*this, "attention_backward");
+}
+
+void Backend::cross_entropy_backward(const Tensor&, const Weight&, std::span<const int32_t>, const LossWeights&,
+                                     std::span<double>, std::span<double>, Tensor&) const {
+  refuse(*this, "cross_entropy_backward");
+}
+
+}  // namespace cmoe
