@@ -19,6 +19,7 @@ struct CarveOptions {
 struct CarveSummary {
   double calibration_nll = 0;  ///< nats per token of the carved model; NaN when the carve ran no forward pass
   double active_fraction = 0;  ///< share of FFN neurons computed per calibration token
+  StageSeconds stage_seconds;  ///< time of this rank in each stage, over all layers
 };
 
 /// Receives each carved layer on the rank that is to write it.
