@@ -43,7 +43,8 @@ std::vector<double> sum_over_tokens(int64_t size, const TokenChunks& chunks, Com
 std::vector<double> gram(const Backend& backend, const Tensor& a, const Tensor& b, const TokenChunks& chunks,
                          Communicator& comm) {
   const std::vector<double> row_bound = column_bounds(a, chunks, comm);
-  const std::vector<double> column_bound = a.raw() == b.raw() ? row_bound : column_bounds(b, chunks, comm);
+  // By name, not by storage: a rank without tokens must take the same way as the others.
+  const std::vector<double> column_bound = &a == &b ? row_bound : column_bounds(b, chunks, comm);
   ReproducibleSum sum(row_bound, column_bound, chunks.total_chunks, "Gram matrix");
   Tensor product(DType::f32, {a.dim(1), b.dim(1)});
   for (size_t c = 0; c < static_cast<size_t>(chunks.local_chunks()); ++c) {
