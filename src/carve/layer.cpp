@@ -1,6 +1,7 @@
 #include "carve/layer.h"
 
 #include <algorithm>
+#include <limits>
 #include <random>
 
 #include "base/error.h"
@@ -23,6 +24,16 @@ std::vector<int32_t> expert_of_neuron(const CarvedLayer& layer, int64_t neurons)
     for (int32_t i : layer.experts[e]) expert_of[static_cast<size_t>(i)] = static_cast<int32_t>(e);
   }
   return expert_of;
+}
+
+// The threshold at which the calibration tokens take A experts in the mean: the (T A)-th largest score. All or none is all or
+// none of any token, whatever its scores.
+float calibrated_threshold(const Backend& backend, const CarvedLayer& layer, const ExpertShape& shape,
+                           const LayerActivations& activations, Communicator& comm) {
+  if (shape.active == shape.routed()) return std::numeric_limits<float>::lowest();
+  if (shape.active == 0) return std::numeric_limits<float>::max();
+  const Tensor scores = router_scores(backend, prepare_router(backend, layer, shape), activations.input);
+  return kth_largest(scores.span<float>(), activations.chunks.total_tokens * shape.active, comm);
 }
 
 Routing no_experts(int64_t tokens) {
@@ -57,10 +68,7 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
       build_analytical_router(dense, parts.representatives, carved);
     }
     if (recipe.selector == Selector::threshold) {
-      // The threshold at which the calibration tokens take A experts in the mean: the (T A)-th largest score.
-      const Tensor scores = router_scores(backend, prepare_router(backend, carved, shape), activations.input);
-      carved.threshold =
-          kth_largest(scores.span<float>(), std::max<int64_t>(activations.chunks.total_tokens * shape.active, 1), comm);
+      carved.threshold = calibrated_threshold(backend, carved, shape, activations, comm);
     }
     times.lap("router");
   }
