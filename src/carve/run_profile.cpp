@@ -1,6 +1,10 @@
 // cmoe profile: the dense model over the calibration sequences, layer by layer.
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <array>
+#include <cerrno>
 #include <filesystem>
 
 #include "base/atomic_file.h"
@@ -16,6 +20,14 @@
 namespace cmoe {
 namespace {
 
+void flush_file(const std::filesystem::path& path) {
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const bool flushed = fd >= 0 && ::fsync(fd) == 0;
+  const int reason = errno;
+  if (fd >= 0) ::close(fd);
+  if (!flushed) fail_with_errno(path.string(), "flush to disk", reason);
+}
+
 // The file while it is written: a temporary name, renamed by rank 0 when all ranks are done; removed when the work fails.
 class ProfileFile {
  public:
@@ -24,7 +36,7 @@ class ProfileFile {
         temporary_(out.string() + ".partial"),
         comm_(comm),
         // One rank alone writes the file as its own: MPI-IO has nothing to add, and warns about its shared-memory file
-        // pointers.
+        // pointers; and HDF5 survives the end of the program after a write that failed.
         file_(H5File::create(temporary_, comm.size() > 1 ? std::optional(comm.native_handle()) : std::nullopt)) {}
 
   ~ProfileFile() {
@@ -39,6 +51,7 @@ class ProfileFile {
     file_.close();
     comm_.barrier();
     if (comm_.rank() == 0) {
+      flush_file(temporary_);
       std::filesystem::rename(temporary_, out_);
       flush_directory(out_.has_parent_path() ? out_.parent_path().string() : ".");
     }

@@ -7,6 +7,9 @@
 #error "HDF5 without MPI support; install libhdf5-openmpi-dev"
 #endif
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -115,6 +118,17 @@ std::optional<H5Type> type_of(hid_t dataset) {
   return std::nullopt;
 }
 
+// Sends what HDF5 still has to write of a private file to memory. On a full disk the file could not be closed, and HDF5 crashes
+// at the end of a program that leaves such a file open.
+void close_into_memory(hid_t id) {
+  void* descriptor = nullptr;
+  if (H5Fget_vfd_handle(id, H5P_DEFAULT, &descriptor) < 0 || !descriptor) return;
+  const int memory = memfd_create("abandoned HDF5 file", MFD_CLOEXEC);
+  if (memory < 0) return;
+  dup2(memory, *static_cast<int*>(descriptor));
+  ::close(memory);
+}
+
 }  // namespace
 
 std::string_view name_of(H5Type type) {
@@ -135,11 +149,14 @@ H5File::H5File(H5File&& other) noexcept
 
 H5File::~H5File() {
   const bool unwinding = std::uncaught_exceptions() > exceptions_at_start_;
-  if (id_ >= 0 && !(shared_ && unwinding)) H5Fclose(id_);
+  if (id_ < 0 || (shared_ && unwinding)) return;
+  if (unwinding) close_into_memory(id_);
+  H5Fclose(id_);
 }
 
 void H5File::close() {
   if (id_ < 0) return;
+  if (H5Fflush(id_, H5F_SCOPE_LOCAL) < 0) fail_internal("{}: writing the last of it failed: {}", name(), reason());
   if (H5Fclose(std::exchange(id_, -1)) < 0) fail_internal("{}: closing failed: {}", name(), reason());
 }
 
