@@ -53,7 +53,7 @@ DType output_dtype(const Job& job, const Checkpoint& dense) {
 }
 
 void print_plan(const CarveOptions& carve, const Profile& profile, const ModelConfig& dense, const ModelConfig& carved,
-                DType out_dtype, int64_t shard_bytes, Communicator& world) {
+                DType out_dtype, int64_t shard_bytes, const std::string& out, Communicator& world) {
   const int64_t d = dense.hidden_size, f = dense.intermediate_size, ranks = world.size();
   const int64_t local = (profile.sequences() + ranks - 1) / ranks * profile.sequence_length();
   const bool alone = carve.recipe.from_profile_alone();
@@ -71,17 +71,8 @@ void print_plan(const CarveOptions& carve, const Profile& profile, const ModelCo
   plan.add_row({"memory per rank beside the attention weights", format_bytes(memory)});
   const int64_t wire = alone ? 0 : (refit ? f * f + f * d : 0) + (linear ? d * d : 0) + 5 * f;
   plan.add_row({"bytes all-reduced per rank and layer", format_bytes(8 * wire)});
-  const std::vector<TensorSpec> tensors = carved_tensors(carved, out_dtype);
-  size_t at = 0;
-  const std::vector<size_t> shards = plan_shards(tensors, shard_bytes);
-  for (size_t s = 0; s < shards.size(); ++s) {
-    int64_t bytes = 0;
-    for (size_t i = 0; i < shards[s]; ++i, ++at) {
-      int64_t size = size_of(tensors[at].dtype);
-      for (int64_t extent : tensors[at].shape) size *= extent;
-      bytes += size;
-    }
-    plan.add_row({fmt::format("file {} of {}", s + 1, shards.size()), format_bytes(bytes)});
+  for (const PlannedFile& file : plan_files(carved, out_dtype, shard_bytes)) {
+    plan.add_row({out + "/" + file.name, fmt::format("{} bytes ({})", file.bytes, format_bytes(file.bytes))});
   }
   std::fputs(plan.text().c_str(), stdout);
 }
@@ -135,7 +126,7 @@ int carve(int argc, char** argv, Environment& environment) {
   const DType out_dtype = output_dtype(job, dense);
   const int64_t shard_bytes = job.shard_mb * 1000000;
   if (job.dry_run) {
-    if (session.is_root()) print_plan(carve, profile, dense.config, config, out_dtype, shard_bytes, world);
+    if (session.is_root()) print_plan(carve, profile, dense.config, config, out_dtype, shard_bytes, job.out, world);
     return 0;
   }
 

@@ -57,7 +57,8 @@ void print_plan(const Job& job, const ModelConfig& config, Communicator& world) 
   plan.add_row({"memory per rank: weights (one FFN at a time)", format_bytes(weights)});
   plan.add_row({"memory per rank: activations", format_bytes(4 * local * (4 * d + f))});
   plan.add_row({"bytes all-reduced per rank", format_bytes(layers * f * 8 * 5)});
-  plan.add_row({job.out, format_bytes(layers * (2 * tokens * job.k_act * (f <= 65536 ? 2 : 4) + f * 40) + tokens * 4)});
+  const int64_t data = layers * (2 * tokens * job.k_act * (f <= 65536 ? 2 : 4) + f * 40) + tokens * 4;
+  plan.add_row({job.out, fmt::format("{} bytes of data ({})", data, format_bytes(data))});
   std::fputs(plan.text().c_str(), stdout);
 }
 

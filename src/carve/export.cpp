@@ -12,6 +12,17 @@
 #include "carve/columns.h"
 
 namespace cmoe {
+namespace {
+
+const std::map<std::string, std::string> kMetadata{{"format", "pt"}};
+
+int64_t bytes_of(const TensorSpec& spec) {
+  int64_t bytes = size_of(spec.dtype);
+  for (int64_t extent : spec.shape) bytes *= extent;
+  return bytes;
+}
+
+}  // namespace
 
 // One file: its writer, and the descriptor that this rank opened on it.
 struct CarvedModelWriter::Shard {
@@ -81,48 +92,47 @@ std::vector<TensorSpec> carved_tensors(const ModelConfig& config, DType dtype) {
   return specs;
 }
 
-std::vector<size_t> plan_shards(const std::vector<TensorSpec>& tensors, int64_t shard_bytes) {
-  std::vector<size_t> counts;
+std::vector<PlannedFile> plan_files(const ModelConfig& config, DType dtype, int64_t shard_bytes) {
+  std::vector<PlannedFile> files;
   int64_t bytes = 0;
-  for (const TensorSpec& spec : tensors) {
-    int64_t size = size_of(spec.dtype);
-    for (int64_t extent : spec.shape) size *= extent;
-    if (counts.empty() || (bytes + size > shard_bytes && counts.back() > 0)) {
-      counts.push_back(0);
+  for (TensorSpec& spec : carved_tensors(config, dtype)) {
+    const int64_t size = bytes_of(spec);
+    if (files.empty() || bytes + size > shard_bytes) {
+      files.emplace_back();
       bytes = 0;
     }
-    ++counts.back();
+    files.back().tensors.push_back(std::move(spec));
     bytes += size;
   }
-  return counts;
+  for (size_t i = 0; i < files.size(); ++i) {
+    files[i].name =
+        files.size() == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", i + 1, files.size());
+    files[i].bytes = SafetensorsWriter(files[i].tensors, kMetadata, [](const void*, int64_t, int64_t) {}).file_bytes();
+  }
+  return files;
 }
 
 CarvedModelWriter::CarvedModelWriter(const Checkpoint& dense, const ModelConfig& config, DType dtype, int64_t shard_bytes,
                                      std::string folder, Communicator& comm)
     : dense_(dense), config_(config), dtype_(dtype), folder_(std::move(folder)), comm_(comm) {
-  const std::vector<TensorSpec> specs = carved_tensors(config, dtype);
-  const std::vector<size_t> counts = plan_shards(specs, shard_bytes);
-  promised_ = static_cast<int64_t>(specs.size());
-  size_t at = 0;
-  for (size_t s = 0; s < counts.size(); ++s) {
+  for (const PlannedFile& file : plan_files(config, dtype, shard_bytes)) {
     auto shard = std::make_unique<Shard>();
-    const std::string name =
-        counts.size() == 1 ? "model.safetensors" : fmt::format("model-{:05}-of-{:05}.safetensors", s + 1, counts.size());
-    shard->path = folder_ + "/" + name;
+    shard->path = folder_ + "/" + file.name;
     // Any rank may be the first to open the file; the header is the same from all.
     shard->fd = ::open(shard->path.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
     if (shard->fd < 0) fail_with_errno(shard->path, "open for writing", errno);
-    const std::vector<TensorSpec> mine(specs.begin() + static_cast<ptrdiff_t>(at),
-                                       specs.begin() + static_cast<ptrdiff_t>(at + counts[s]));
-    for (const TensorSpec& spec : mine) shard->names.push_back(spec.name);
-    shard->writer = std::make_unique<SafetensorsWriter>(mine, std::map<std::string, std::string>{{"format", "pt"}},
+    for (const TensorSpec& spec : file.tensors) {
+      shard->names.push_back(spec.name);
+      tensor_bytes_ += bytes_of(spec);
+    }
+    promised_ += static_cast<int64_t>(file.tensors.size());
+    shard->writer = std::make_unique<SafetensorsWriter>(file.tensors, kMetadata,
                                                         [raw = shard.get()](const void* data, int64_t bytes, int64_t offset) {
                                                           write_fully(raw->fd, offset, data, bytes, raw->path);
                                                         });
-    files_.emplace_back(name, shard->writer->file_bytes());
-    total_bytes_ += shard->writer->file_bytes();
+    files_.emplace_back(file.name, file.bytes);
+    total_bytes_ += file.bytes;
     shards_.push_back(std::move(shard));
-    at += counts[s];
   }
 }
 
@@ -196,13 +206,13 @@ std::vector<std::string> CarvedModelWriter::finish() {
   std::vector<std::string> names;
   for (const auto& [name, bytes] : files_) names.push_back(name);
   if (comm_.rank() == 0 && shards_.size() > 1) {
-    nlohmann::ordered_json index{{"metadata", {{"total_size", total_bytes_}}}};
+    nlohmann::ordered_json index{{"metadata", {{"total_size", tensor_bytes_}}}};
     for (size_t s = 0; s < shards_.size(); ++s) {
       for (const std::string& name : shards_[s]->names) index["weight_map"][name] = files_[s].first;
     }
     write_file_atomically(folder_ + "/model.safetensors.index.json", index.dump(2) + "\n");
-    names.push_back("model.safetensors.index.json");
   }
+  if (shards_.size() > 1) names.emplace_back("model.safetensors.index.json");
   comm_.barrier();
   return names;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -48,14 +49,21 @@ class CarvedModelWriter {
   Communicator& comm_;
   std::vector<std::unique_ptr<Shard>> shards_;
   std::vector<std::pair<std::string, int64_t>> files_;
-  int64_t total_bytes_ = 0, written_ = 0, promised_ = 0;
+  int64_t total_bytes_ = 0, tensor_bytes_ = 0, written_ = 0, promised_ = 0;
 };
 
 /// The tensors of a carved model in the order they are written: name, dtype, shape.
 std::vector<TensorSpec> carved_tensors(const ModelConfig& config, DType dtype);
 
-/// Cuts a list of tensors into files of at most `shard_bytes`: the number of tensors in each.
-std::vector<size_t> plan_shards(const std::vector<TensorSpec>& tensors, int64_t shard_bytes);
+/// One weight file of a carved model.
+struct PlannedFile {
+  std::string name;
+  std::vector<TensorSpec> tensors;
+  int64_t bytes = 0;  ///< of the whole file
+};
+
+/// Cuts the carved_tensors() into files of at most `shard_bytes` of tensors, unless one tensor alone is larger.
+std::vector<PlannedFile> plan_files(const ModelConfig& config, DType dtype, int64_t shard_bytes);
 
 /// Writes everything beside the weights (rank 0): config.json, generation_config.json, tokenizer files, the Python files, the
 /// model card, cmoe.cfg (the effective options), and last manifest.json with every file's size and SHA-256.

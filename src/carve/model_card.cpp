@@ -6,6 +6,7 @@
 
 #include "base/atomic_file.h"
 #include "base/error.h"
+#include "base/read_file.h"
 #include "base/sha256.h"
 #include "base/version.h"
 #include "carve/export.h"
@@ -47,9 +48,7 @@ void write_companion_files(const Checkpoint& dense, const ModelConfig& config, c
   write("cmoe.cfg", effective_options);
   if (fs::is_directory(dense.path)) {
     for (const char* name : kCopied) {
-      if (!fs::exists(dense.path / name)) continue;
-      fs::copy_file(dense.path / name, fs::path(folder) / name);
-      files.emplace_back(name);
+      if (fs::exists(dense.path / name)) write(name, read_file((dense.path / name).string()));
     }
   } else {
     const Tokenizer tokenizer = load_tokenizer(dense.path.string());
