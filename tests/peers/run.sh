@@ -20,7 +20,7 @@ if [ -z "${CMOE_PEERS_VENV:-}" ] && [ ! -e "$venv/complete" ]; then
   python3 -c 'import ensurepip' 2>/dev/null || bash jobs/setup.sh python3-venv
   python3 -m venv "$venv"
   # gguf and accelerate are what transformers needs to read a GGUF file.
-  "$venv/bin/pip" install -q --disable-pip-version-check torch transformers safetensors tokenizers numpy gguf accelerate
+  "$venv/bin/pip" install -q --disable-pip-version-check torch transformers safetensors tokenizers numpy h5py gguf accelerate
   touch "$venv/complete"
 fi
 python=$venv/bin/python
@@ -59,6 +59,8 @@ carve "$fixtures/tiny-llama" "$fixtures/text/train.txt" tiny 16 128 S3A3E8 best 
 for recipe in best authors paper static flap; do
   compare "$work/tiny/$recipe" "$work/tiny/$recipe" "$text" 128
 done
+"$python" tests/peers/check_profile.py --model "$fixtures/tiny-llama" --text "$fixtures/text/train.txt" \
+  --profile "$work/tiny/profile.h5"
 "$python" tests/peers/check_tokens.py --cmoe "$cmoe" --model "$work/tiny/best" --peer "$work/tiny/best" "$text"
 
 model=$demo/SmolLM2-135M-Instruct.Q4_1.gguf
