@@ -114,7 +114,7 @@ int carve(int argc, char** argv, Environment& environment) {
   if (!session.parse(options, argc, argv)) return 0;
 
   Communicator& world = session.world();
-  const Checkpoint dense = open_checkpoint(job.model);
+  const Checkpoint dense = session.open_model(job.model);
   CMOE_CHECK(!dense.config.moe, "{}: is carved already; carve takes a dense model", job.model);
   const Profile profile = Profile::open(job.profile);
   const CarveOptions carve{.recipe = chosen_recipe(job),

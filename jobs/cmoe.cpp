@@ -7,7 +7,10 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/stage.h"
 #include "base/version.h"
+#include "comm/heartbeat.h"
+#include "comm/same_on_all_ranks.h"
 #include "jobs/jobs.h"
 
 namespace cmoe::jobs {
@@ -45,16 +48,18 @@ const Command* find_command(const char* name) {
   return nullptr;
 }
 
-// An error that every rank meets is told by rank 0 alone: the others give it time to speak and to end the job. An error that
-// one rank alone meets is told by that rank.
+// An error that every rank meets is told once, one that a rank alone meets with the rank's name; the lowest rank alive tells
+// it. Ranks that do not watch each other (yet) give rank 0 time to speak for all, and to end the job.
 int end_with_error(Environment& environment, const char* message, ExitCode code) {
   Communicator& world = environment.world();
   if (world.size() == 1) {
     log_error("{}", message);
-    return static_cast<int>(code);
+  } else if (Heartbeat* heartbeat = environment.heartbeat()) {
+    heartbeat->end_together(message, code);
+  } else {
+    if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    world.abort(message, static_cast<int>(code));
   }
-  if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
-  world.abort(message, static_cast<int>(code));
   return static_cast<int>(code);
 }
 
@@ -78,6 +83,10 @@ int run(int argc, char** argv) {
   Environment environment(argc, argv);
   set_log({.rank = environment.world().rank(), .size = environment.world().size(), .host = host_name()});
   try {
+    check_same_on_all_ranks(environment.world(), "build of cmoe", version_string());
+    environment.watch_ranks();
+    check_same_on_all_ranks(environment.world(), "command", command->name);
+    set_stage(command->name);
     return command->run(argc - 1, argv + 1, environment);
   } catch (const Error& error) {
     return end_with_error(environment, error.what(), error.code());

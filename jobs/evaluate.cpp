@@ -58,7 +58,7 @@ std::vector<ScoredWindow> cut_windows(const std::vector<int32_t>& tokens, const 
 }
 
 Evaluated evaluate_model(const std::string& path, const Job& job, Session& session) {
-  const Checkpoint checkpoint = open_checkpoint(path);
+  const Checkpoint checkpoint = session.open_model(path);
   const std::vector<int32_t> tokens = read_tokens(load_tokenizer(path), job.datasets, job.text_format);
   const std::vector<ScoredWindow> windows = cut_windows(tokens, job);
   const Transformer model(checkpoint, session.backend(), parse_dtype(job.dtype));

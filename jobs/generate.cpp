@@ -38,7 +38,7 @@ int generate(int argc, char** argv, Environment& environment) {
   if (!session.parse(options, argc, argv)) return 0;
   sampling.seed = static_cast<uint64_t>(seed);
 
-  const Checkpoint checkpoint = open_checkpoint(model_path);
+  const Checkpoint checkpoint = session.open_model(model_path);
   const Tokenizer tokenizer = load_tokenizer(model_path);
   std::string text = prompt;
   if (chat) {

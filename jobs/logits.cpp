@@ -48,7 +48,7 @@ int logits(int argc, char** argv, Environment& environment) {
   if (!session.parse(options, argc, argv)) return 0;
   CMOE_CHECK(session.world().size() == 1, "logits: runs on one rank; started on {}", session.world().size());
 
-  const Checkpoint checkpoint = open_checkpoint(model_path);
+  const Checkpoint checkpoint = session.open_model(model_path);
   std::vector<int32_t> ids = read_tokens(load_tokenizer(model_path), datasets, text_format);
   if (static_cast<int64_t>(ids.size()) > max_tokens) ids.resize(static_cast<size_t>(max_tokens));
   const Transformer model(checkpoint, session.backend(), parse_dtype(dtype));

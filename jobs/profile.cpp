@@ -87,7 +87,7 @@ int profile(int argc, char** argv, Environment& environment) {
   session.declare(options);
   if (!session.parse(options, argc, argv)) return 0;
 
-  const Checkpoint checkpoint = open_checkpoint(job.model);
+  const Checkpoint checkpoint = session.open_model(job.model);
   CMOE_CHECK(!checkpoint.config.moe, "{}: is carved already; profile takes a dense model", job.model);
   CMOE_CHECK(job.k_act <= checkpoint.config.intermediate_size, "--k-act {}: more than the {} neurons of a layer", job.k_act,
              checkpoint.config.intermediate_size);

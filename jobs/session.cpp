@@ -1,30 +1,62 @@
 #include "jobs/session.h"
 
 #include <cstdio>
+#include <sstream>
 
 #include "backend/cpu_info.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/parallel.h"
+#include "carve/profile.h"
+#include "comm/heartbeat.h"
+#include "comm/same_on_all_ranks.h"
 #include "data/text.h"
 
 namespace cmoe::jobs {
 
+namespace {
+
+// The options on which the ranks must agree: how many threads a rank has and how much it says is its own affair.
+std::string shared_options(const std::string& config) {
+  std::istringstream in(config);
+  std::string shared;
+  for (std::string line; std::getline(in, line);) {
+    if (!line.starts_with("threads ") && !line.starts_with("quiet ")) shared += line + "\n";
+  }
+  return shared;
+}
+
+}  // namespace
+
 void Session::declare(Options& options) {
   options.add("threads", &threads_, "threads of each rank; 0 divides the node's cores over its ranks", {.least = 0});
+  options.add("rank-timeout", &rank_timeout_,
+              "seconds from the loss of a rank to the end of the job; 0 waits for ever for a rank that is silent",
+              {.least = 0});
   options.add("quiet", &quiet_, "no progress and no information, only warnings and errors");
 }
 
 bool Session::parse(Options& options, int argc, char** argv) {
-  if (!options.parse(argc, argv)) {
+  const bool asked_for_work = options.parse(argc, argv);
+  check_same_on_all_ranks(world_, "configuration", asked_for_work ? shared_options(options.effective_config()) : "--help");
+  if (!asked_for_work) {
     if (is_root()) std::fputs(options.help().c_str(), stdout);
     return false;
   }
+  CMOE_CHECK(rank_timeout_ == 0 || rank_timeout_ >= 1, "option --rank-timeout: '{}'; expected 0, or at least 1 s",
+             rank_timeout_);
+  if (environment_.heartbeat()) environment_.heartbeat()->set_timeout(rank_timeout_);
   LogSettings log = log_settings();
   log.quiet = quiet_;
   set_log(log);
   set_num_threads(threads_ > 0 ? static_cast<int>(threads_) : default_threads(world_.node_size()));
   return true;
+}
+
+Checkpoint Session::open_model(const std::string& path) {
+  Checkpoint checkpoint = open_checkpoint(path);
+  if (world_.size() > 1) check_same_on_all_ranks(world_, "model " + path, model_fingerprint(checkpoint));
+  return checkpoint;
 }
 
 std::shared_ptr<const Backend> Session::backend() {

@@ -9,6 +9,7 @@
 #include "base/signals.h"
 #include "comm/communicator.h"
 #include "data/tokenizer.h"
+#include "model/checkpoint.h"
 #include "tensor/dtype.h"
 
 namespace cmoe::jobs {
@@ -16,21 +17,27 @@ namespace cmoe::jobs {
 /// What all jobs share: options of speed and voice, the backend, the ranks.
 class Session {
  public:
-  explicit Session(Environment& environment) : world_(environment.world()) {}
+  explicit Session(Environment& environment) : environment_(environment), world_(environment.world()) {}
 
-  /// Declares --threads, --quiet.
+  /// Declares --threads, --quiet, --rank-timeout.
   void declare(Options& options);
-  /// Parses; prints the help and returns false when it was asked for. Sets threads and log.
+  /// Parses; prints the help and returns false when it was asked for. Sets threads, log and rank timeout. Collective.
+  /// @throws Error when the ranks were given different options.
   bool parse(Options& options, int argc, char** argv);
+
+  /// Opens a checkpoint on every rank. Collective. @throws Error when the ranks hold different models.
+  Checkpoint open_model(const std::string& path);
 
   Communicator& world() { return world_; }
   bool is_root() const { return world_.rank() == 0; }
   std::shared_ptr<const Backend> backend();
 
  private:
+  Environment& environment_;
   Communicator& world_;
   StopSignals signals_;
   int64_t threads_ = 0;
+  double rank_timeout_ = 10;
   bool quiet_ = false;
   std::shared_ptr<const Backend> backend_;
 };

@@ -59,6 +59,7 @@ AtomicFile::AtomicFile(std::string path) : path_(std::move(path)) {
   temporary_ = fmt::format("{}.tmp-{}-{}", path_, getpid(), made++);
   fd_ = open(temporary_.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (fd_ < 0) fail_with_errno(path_, "create the file", errno);
+  registered_.emplace(temporary_);
 }
 
 AtomicFile::~AtomicFile() {

@@ -1,8 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
+
+#include "base/temporary_paths.h"
 
 namespace cmoe {
 
@@ -31,6 +34,7 @@ class AtomicFile {
 
  private:
   std::string path_, temporary_;
+  std::optional<TemporaryPath> registered_;
   int fd_ = -1;
   int64_t end_ = 0;
 };

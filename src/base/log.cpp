@@ -4,10 +4,12 @@
 #include <spdlog/spdlog.h>
 
 #include <atomic>
+#include <mutex>
 
 namespace cmoe {
 namespace {
 
+std::mutex settings_mutex;
 LogSettings settings_of_process;
 std::atomic<bool> terminal_line_open{false};
 
@@ -23,12 +25,18 @@ spdlog::logger& logger() {
 
 }  // namespace
 
-void set_log(LogSettings settings) { settings_of_process = std::move(settings); }
+void set_log(LogSettings settings) {
+  const std::lock_guard lock(settings_mutex);
+  settings_of_process = std::move(settings);
+}
 
 const LogSettings& log_settings() { return settings_of_process; }
 
 void log_line(LogLevel level, std::string_view message) {
-  const LogSettings& who = settings_of_process;
+  const LogSettings who = [] {
+    const std::lock_guard lock(settings_mutex);
+    return settings_of_process;
+  }();
   if (level == LogLevel::info && (who.quiet || who.rank != 0)) return;
   std::string line = terminal_line_open.exchange(false) ? "\r\x1b[K" : "";
   if (who.rank != 0) line += fmt::format("[rank {}/{} {}] ", who.rank, who.size, who.host);

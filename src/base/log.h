@@ -18,6 +18,7 @@ struct LogSettings {
 
 /// Set once, after the ranks are known; until then this process speaks as rank 0 of 1.
 void set_log(LogSettings settings);
+/// For the thread that sets them.
 const LogSettings& log_settings();
 
 enum class LogLevel { info, warn, error };

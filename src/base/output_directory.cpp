@@ -45,6 +45,7 @@ OutputDirectory::OutputDirectory(const std::string& path, bool force) : path_(wi
   check_free(path_, force);
   work_ = path_ + ".tmp-XXXXXX";
   if (!mkdtemp(work_.data())) fail_with_errno(path_, "create the folder", errno);
+  registered_.emplace(work_);
   // mkdtemp makes it private; a result is as readable as any other folder of the user.
   const mode_t mask = umask(0);
   umask(mask);
@@ -61,6 +62,7 @@ void OutputDirectory::commit() {
   if (committed_) fail_internal("{}/: commit after commit", path_);
   flush_directory(work_);
   check_free(path_, force_);
+  registered_.reset();  // from here on the name may stand for the old folder
   // Both names change in one step, so that at no moment is there no result.
   const bool swapped = fs::exists(path_) && renameat2(AT_FDCWD, work_.c_str(), AT_FDCWD, path_.c_str(), RENAME_EXCHANGE) == 0;
   std::string old = swapped ? work_ : "";

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <optional>
 #include <string>
+
+#include "base/temporary_paths.h"
 
 namespace cmoe {
 
@@ -23,6 +26,7 @@ class OutputDirectory {
 
  private:
   std::string path_, work_;
+  std::optional<TemporaryPath> registered_;
   bool force_, committed_ = false;
 };
 

@@ -10,6 +10,8 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/progress.h"
+#include "base/stage.h"
+#include "base/temporary_paths.h"
 #include "base/timer.h"
 #include "carve/calibration.h"
 #include "carve/observe.h"
@@ -35,6 +37,7 @@ class ProfileFile {
       : out_(out),
         temporary_(out.string() + ".partial"),
         comm_(comm),
+        registered_(temporary_),
         // One rank alone writes the file as its own: MPI-IO has nothing to add, and warns about its shared-memory file
         // pointers; and HDF5 survives the end of the program after a write that failed.
         file_(H5File::create(temporary_, comm.size() > 1 ? std::optional(comm.native_handle()) : std::nullopt)) {}
@@ -62,6 +65,7 @@ class ProfileFile {
  private:
   std::filesystem::path out_, temporary_;
   Communicator& comm_;
+  TemporaryPath registered_;
   H5File file_;
   bool committed_ = false;
 };
@@ -119,6 +123,7 @@ void run_profile(const Checkpoint& checkpoint, std::shared_ptr<const Backend> ba
   Tensor x = model.embed(shard.batch());
   Progress progress("profile", chunks.total_tokens * config.num_hidden_layers, "token-layers");
   for (int64_t l = 0; l < config.num_hidden_layers; ++l) {
+    set_stage("profile", l);
     stop_together(comm, "profile");
     model.add_attention(l, shard.batch(), x);
     const ObservedFfn ffn(*backend, read_dense_ffn(checkpoint, l, DType::f32), options.dtype);
@@ -138,6 +143,7 @@ void run_profile(const Checkpoint& checkpoint, std::shared_ptr<const Backend> ba
     progress.advance(chunks.total_tokens);
   }
   progress.finish();
+  set_stage("profile");
   const double dense_nll = shard.mean_nll(model, x, comm);
 
   std::array<double, 1> seconds{timer.seconds()};

@@ -1,11 +1,12 @@
 #include "carve/walk.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
 #include "base/error.h"
 #include "base/progress.h"
-#include "base/signals.h"
+#include "base/stage.h"
 #include "carve/calibration.h"
 #include "carve/observe.h"
 #include "comm/stop.h"
@@ -29,9 +30,11 @@ CarveSummary carve_from_profile(const Checkpoint& checkpoint, const Backend& bac
                                 const CarveOptions& options, Communicator& comm, const LayerSink& sink) {
   const auto alone = comm.split(comm.rank());
   Progress progress("carve", profile.layers(), "layers");
-  for (int64_t l = comm.rank(); l < profile.layers(); l += comm.size()) {
-    if (stop_requested())
-      throw Error("carve: stopped by a signal; nothing was written under its final name", ExitCode::requeue);
+  for (int64_t first = 0; first < profile.layers(); first += comm.size()) {
+    const int64_t l = first + comm.rank();
+    set_stage("carve", l);
+    stop_together(comm, "carve");
+    if (l >= profile.layers()) break;
     const DenseFfnTensors dense = read_dense_ffn(checkpoint, l, DType::f32);
     const ProfileLayer stored = profile.read_layer(l);
     LayerActivations activations{
@@ -41,8 +44,9 @@ CarveSummary carve_from_profile(const Checkpoint& checkpoint, const Backend& bac
     const NeuronStatistics statistics = stored_statistics(stored, options.recipe.marker);
     sink(l, carve_layer(backend, options.recipe, options.shape, dense, activations, statistics, l, options.seed, *alone),
          dense);
-    progress.advance(comm.size());
+    progress.advance(std::min<int64_t>(comm.size(), profile.layers() - first));
   }
+  set_stage("carve");
   progress.finish();
   return {.calibration_nll = std::numeric_limits<double>::quiet_NaN(),
           .active_fraction = static_cast<double>(expected_active_neurons(options.shape, profile.neurons())) /
@@ -66,6 +70,7 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
   StageTimes times;
   Progress progress("carve", profile.layers(), "layers");
   for (int64_t l = 0; l < profile.layers(); ++l) {
+    set_stage("carve", l);
     stop_together(comm, "carve");
     model.add_attention(l, shard.batch(), x);
     times.lap("attention");
@@ -97,6 +102,7 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
     times.lap("write");
     progress.advance(1);
   }
+  set_stage("carve");
   progress.finish();
 
   std::vector<int64_t> pairs{active_pairs};

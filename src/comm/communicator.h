@@ -94,6 +94,8 @@ class Communicator {
   std::vector<std::string> all_gather_strings(const std::string& mine);
 };
 
+class Heartbeat;
+
 /// Starts the message layer for the life of the program. Alone, the program is a world of one; under mpirun or srun, of N.
 /// @throws Error when a launcher started N copies that cannot see each other (no PMIx), with the fix.
 ///
@@ -107,6 +109,10 @@ class Environment {
   Environment& operator=(const Environment&) = delete;
 
   Communicator& world() { return *world_; }
+  /// Starts to watch the ranks (comm/heartbeat.h), until after the message layer has been left. Collective.
+  void watch_ranks();
+  /// Nothing before watch_ranks(), in a world of one, and where the ranks could not connect.
+  Heartbeat* heartbeat() { return heartbeat_.get(); }
   static std::string library_version();
   /// Splits one transfer after this many bytes; tests lower it. Default 1 GiB.
   static void set_max_transfer_bytes(int64_t bytes);
@@ -114,6 +120,7 @@ class Environment {
  private:
   int exceptions_at_start_;
   std::unique_ptr<Communicator> world_;
+  std::unique_ptr<Heartbeat> heartbeat_;
 };
 
 /// The name of this machine.

@@ -13,6 +13,7 @@
 
 #include "base/error.h"
 #include "comm/communicator.h"
+#include "comm/heartbeat.h"
 #include "comm/launch.h"
 
 namespace cmoe {
@@ -313,11 +314,16 @@ Environment::Environment(int& argc, char**& argv) : exceptions_at_start_(std::un
 Environment::~Environment() {
   // The other ranks are still in their work and would never reach MPI_Finalize, which waits for all.
   if (world_size > 1 && std::uncaught_exceptions() > exceptions_at_start_) {
-    world_->abort("an error left the message layer while the other ranks are at work", static_cast<int>(ExitCode::failure));
+    const char* message = "an error left the message layer while the other ranks are at work";
+    if (heartbeat_) heartbeat_->end_together(message, ExitCode::failure);
+    world_->abort(message, static_cast<int>(ExitCode::failure));
   }
   world_.reset();
   MPI_Finalize();
+  heartbeat_.reset();  // a rank may die while the others wait for it in MPI_Finalize
 }
+
+void Environment::watch_ranks() { heartbeat_ = Heartbeat::start(*world_); }
 
 std::string Environment::library_version() {
   char text[MPI_MAX_LIBRARY_VERSION_STRING] = "";

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "base/stage.h"
 #include "comm/stop.h"
 
 namespace cmoe {
@@ -46,6 +47,7 @@ PerplexityResult evaluate_perplexity(const Transformer& model, std::span<const S
   const size_t ranks = static_cast<size_t>(comm.size());
   std::vector<double> mine;
   for (size_t first = 0; first < windows.size(); first += ranks) {
+    set_stage("evaluate");
     stop_together(comm, "evaluate");
     const size_t index = first + static_cast<size_t>(comm.rank());
     const bool has_window = index < windows.size();

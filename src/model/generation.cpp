@@ -4,6 +4,7 @@
 #include <array>
 
 #include "base/error.h"
+#include "base/stage.h"
 #include "base/timer.h"
 #include "comm/stop.h"
 
@@ -25,6 +26,7 @@ GenerationResult generate(const Transformer& model, std::span<const int32_t> pro
   if (owner) input.assign(prompt.begin(), prompt.end());
   Timer timer;
   while (static_cast<int64_t>(result.tokens.size()) < max_tokens) {
+    set_stage("generate");
     stop_together(comm, "generate");
     const SequenceStep step{.tokens = input, .cache = &cache};
     const Batch batch(std::span(&step, 1));

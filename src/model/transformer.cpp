@@ -1,6 +1,7 @@
 #include "model/transformer.h"
 
 #include "base/error.h"
+#include "base/stage.h"
 
 namespace cmoe {
 
@@ -42,6 +43,7 @@ void Batch::advance() const {
 Tensor Transformer::forward(const Batch& batch, MoeObserver* observer) const {
   Tensor x = embed(batch);
   for (int64_t layer = 0; layer < config_.num_hidden_layers; ++layer) {
+    set_stage_layer(layer);
     add_attention(layer, batch, x);
     add_ffn(layer, ffn_input(layer, x), x, observer);
   }
