@@ -49,18 +49,18 @@ class Reader {
     return router;
   }
 
-  MoeLayer moe(const ModelConfig& config, const ExpertParallel& parallel) const {
+  MoeLayer moe(const ModelConfig& config, int64_t number, std::shared_ptr<const ExpertParallel> parallel) const {
     const MoeConfig& moe = *config.moe;
     const int64_t d = config.hidden_size, m = moe.moe_intermediate_size;
     MoeLayer layer;
     if (moe.num_shared_experts > 0) layer.shared = ffn("mlp.shared_experts", d, moe.num_shared_experts * m, false);
     if (moe.compensation_bias) layer.compensation_bias = vector("mlp.compensation.bias", d);
-    layer.parallel = parallel;
+    layer.parallel = std::move(parallel);
     layer.experts.resize(static_cast<size_t>(moe.num_routed_experts()));
     if (moe.num_routed_experts() == 0) return layer;
     layer.router = router(config);
     for (int64_t e = 0; e < moe.num_routed_experts(); ++e) {
-      if (parallel.holds(e))
+      if (layer.parallel->holds(number, static_cast<GlobalExpert>(e)))
         layer.experts[static_cast<size_t>(e)] = ffn(fmt::format("mlp.experts.{}", e), d, m, moe.expert_bias);
     }
     return layer;
@@ -76,12 +76,20 @@ class Reader {
 }  // namespace
 
 Transformer::Transformer(const Checkpoint& checkpoint, std::shared_ptr<const Backend> backend, DType dtype, LoadFfn ffn,
-                         ExpertParallel experts)
+                         std::shared_ptr<const ExpertParallel> experts)
     : config_(checkpoint.config), backend_(std::move(backend)), dtype_(dtype) {
   const int64_t d = config_.hidden_size;
   const int64_t q_size = config_.num_attention_heads * config_.head_dim;
   const int64_t kv_size = config_.num_key_value_heads * config_.head_dim;
   const TensorSource& tensors = *checkpoint.tensors;
+  if (config_.moe) {
+    const int64_t routed = config_.moe->num_routed_experts();
+    if (!experts) experts = ExpertParallel::alone(config_.num_hidden_layers, routed);
+    CMOE_CHECK(experts->layers() == config_.num_hidden_layers && experts->placement(0).num_experts() == routed,
+               "{}: experts are placed for {} layers of {} experts; expected {} layers of {}", checkpoint.path.string(),
+               experts->layers(), experts->layers() > 0 ? experts->placement(0).num_experts() : 0, config_.num_hidden_layers,
+               routed);
+  }
   embedding_ = tensors.read("model.embed_tokens.weight", {config_.vocab_size, d}, dtype);
   for (int64_t l = 0; l < config_.num_hidden_layers; ++l) {
     const Reader read(checkpoint, *backend_, dtype, fmt::format("model.layers.{}.", l));
@@ -94,7 +102,7 @@ Transformer::Transformer(const Checkpoint& checkpoint, std::shared_ptr<const Bac
     layer.ffn_norm = read.vector("post_attention_layernorm.weight", d);
     if (ffn == LoadFfn::yes) {
       if (config_.moe) {
-        layer.ffn = read.moe(config_, experts);
+        layer.ffn = read.moe(config_, l, experts);
       } else {
         layer.ffn = read.ffn("mlp", d, config_.intermediate_size, false);
       }

@@ -60,9 +60,9 @@ class Transformer {
   enum class LoadFfn { yes, no };
 
   /// Reads and prepares the weights. `dtype` f32 or bf16 is the type of all matrices; norms and routers stay f32.
-  /// `experts` says which routed experts this rank holds (all by default).
+  /// `experts` says which routed experts this rank holds: it reads no others. All of them by default, on a group of one.
   Transformer(const Checkpoint& checkpoint, std::shared_ptr<const Backend> backend, DType dtype, LoadFfn ffn = LoadFfn::yes,
-              ExpertParallel experts = {});
+              std::shared_ptr<const ExpertParallel> experts = nullptr);
 
   const ModelConfig& config() const { return config_; }
   const Backend& backend() const { return *backend_; }

@@ -1,41 +1,66 @@
 #pragma once
 
+#include <array>
+#include <chrono>
+#include <memory>
 #include <optional>
 #include <vector>
 
+#include "moe/expert_parallel.h"
 #include "moe/gated_ffn.h"
 #include "moe/router.h"
 #include "moe/routing.h"
 
 namespace cmoe {
 
-/// Which routed experts this rank holds. Default: all of them.
-struct ExpertParallel {
-  std::vector<bool> local;  ///< [num_routed_experts]; empty means all
+/// What a MoE layer does, one after the other.
+enum class MoeStage : size_t {
+  route,    ///< scores and the choice of experts
+  send,     ///< sizes exchanged, rows packed and sent
+  shared,   ///< shared expert and compensation bias, while rows travel
+  receive,  ///< rows awaited and grouped by expert
+  experts,  ///< this rank's routed experts
+  combine,  ///< partial results sent, awaited and added
+};
+inline constexpr size_t kMoeStages = 6;
 
-  bool holds(int64_t expert) const { return local.empty() || local[static_cast<size_t>(expert)]; }
+/// One call of a MoE layer on this rank, when it is done.
+struct MoeCall {
+  std::chrono::steady_clock::time_point begin;
+  std::array<double, kMoeStages> seconds{};  ///< by MoeStage; each begins where the one before it ends
+  int64_t tokens = 0;                        ///< of this rank
+  int64_t rows_served = 0;                   ///< (token, expert) pairs computed here
+  ExchangeReport report;
 };
 
-/// Sees the routing of every MoE layer that runs.
+/// Sees every MoE layer that runs.
 class MoeObserver {
  public:
   virtual ~MoeObserver() = default;
   virtual void on_routing(int64_t layer, const Routing& routing) = 0;
+  /// After the layer; not called for layers without routed experts.
+  virtual void on_call(int64_t /*layer*/, const MoeCall& /*call*/) {}
 };
 
 /// A carved FFN: y = E_shared(x) + c + sum over the token's experts j, ascending, of g_j E_j(x).
 /// Source: CMoE v3, equation for F_MoE; the set of experts is ragged (moe/routing.h).
 struct MoeLayer {
-  std::optional<GatedFfn> shared;  ///< S * m neurons
-  std::vector<GatedFfn> experts;   ///< [R]; undefined where another rank holds the expert
-  Router router;                   ///< unused when R = 0 (a statically pruned layer)
-  Tensor compensation_bias;        ///< c [d] f32, or undefined
-  ExpertParallel parallel;
+  std::optional<GatedFfn> shared;                  ///< S * m neurons
+  std::vector<GatedFfn> experts;                   ///< [R]; undefined where only other ranks hold the expert
+  Router router;                                   ///< unused when R = 0 (a statically pruned layer)
+  Tensor compensation_bias;                        ///< c [d] f32, or undefined
+  std::shared_ptr<const ExpertParallel> parallel;  ///< who holds which expert; of all layers of the model
 
-  /// x += FFN(input); input, x [T, d].
+  /// x += FFN(input); input, x [T, d]: route, dispatch, shared expert while rows travel, experts, combine. Collective over
+  /// `parallel`'s group. The sum is x + shared + c + experts ascending, each added in f32, so that with f32 on the wire the
+  /// result does not depend on ranks, placement, transport or the other rows.
   void add_to(const Backend& backend, int64_t layer, const Tensor& input, Tensor& x, MoeObserver* observer) const;
 
+  /// Of the weights this rank holds.
   int64_t bytes() const;
+
+ private:
+  void add_shared(const Backend& backend, const Tensor& input, Tensor& x, PendingDispatch& under_way) const;
 };
 
 }  // namespace cmoe
