@@ -142,7 +142,7 @@ int carve(int argc, char** argv, Environment& environment) {
   const std::vector<std::string> weight_files = writer.finish();
   if (session.is_root()) {
     write_companion_files(dense, config, folder, weight_files, model_card(dense, profile, carve, summary),
-                          options.effective_config());
+                          options.effective_config(), summary.expert_loads);
     output->commit();
     log_info("{} carved by recipe '{}' in {} to {}: {} in {} file(s), {:.1f} % of FFN neurons active", to_string(carve.shape),
              carve.recipe.name, format_duration(timer.seconds()), job.out, format_bytes(writer.total_bytes()),

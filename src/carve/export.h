@@ -66,10 +66,11 @@ struct PlannedFile {
 std::vector<PlannedFile> plan_files(const ModelConfig& config, DType dtype, int64_t shard_bytes);
 
 /// Writes everything beside the weights (rank 0): config.json, generation_config.json, tokenizer files, the Python files, the
-/// model card, cmoe.cfg (the effective options), and last manifest.json with every file's size and SHA-256.
+/// model card, cmoe.cfg (the effective options), expert_loads.json when `loads` has layers, and last manifest.json with every
+/// file's size and SHA-256.
 void write_companion_files(const Checkpoint& dense, const ModelConfig& config, const std::string& folder,
                            const std::vector<std::string>& weight_files, const std::string& card,
-                           const std::string& effective_options);
+                           const std::string& effective_options, const ExpertLoads& loads = {});
 
 /// The README.md of a carved folder: recipe, shape, measured figures, provenance.
 std::string model_card(const Checkpoint& dense, const Profile& profile, const CarveOptions& options,

@@ -35,7 +35,7 @@ std::string generation_config(const ModelConfig& config) {
 
 void write_companion_files(const Checkpoint& dense, const ModelConfig& config, const std::string& folder,
                            const std::vector<std::string>& weight_files, const std::string& card,
-                           const std::string& effective_options) {
+                           const std::string& effective_options, const ExpertLoads& loads) {
   std::vector<std::string> files = weight_files;
   const auto write = [&](const std::string& name, std::string_view content) {
     write_file_atomically(folder + "/" + name, content);
@@ -46,6 +46,7 @@ void write_companion_files(const Checkpoint& dense, const ModelConfig& config, c
   write("configuration_cmoe.py", configuration_source());
   write("README.md", card);
   write("cmoe.cfg", effective_options);
+  if (!loads.layers.empty() && !loads.layers[0].empty()) write(kExpertLoadsFile, loads.to_json_text());
   if (fs::is_directory(dense.path)) {
     for (const char* name : kCopied) {
       if (fs::exists(dense.path / name)) write(name, read_file((dense.path / name).string()));

@@ -21,6 +21,14 @@ NeuronStatistics stored_statistics(const ProfileLayer& stored, Marker marker) {
   return statistics;
 }
 
+// Tokens of all ranks that take each routed expert. Collective.
+std::vector<int64_t> tokens_per_expert(const Routing& routing, size_t experts, Communicator& comm) {
+  std::vector<int64_t> tokens(experts, 0);
+  for (int32_t e : routing.expert_idx) ++tokens[static_cast<size_t>(e)];
+  comm.all_reduce_sum(tokens);
+  return tokens;
+}
+
 int64_t expected_active_neurons(const ExpertShape& shape, int64_t f) {
   return (shape.shared + shape.active) * (f / shape.experts);
 }
@@ -64,6 +72,8 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
   const CalibrationShard shard(profile.tokens(), profile.sequence_length(), checkpoint.config, comm);
   const TokenChunks chunks = shard.chunks();
   Tensor x = model.embed(shard.batch());
+  CarveSummary summary;
+  summary.expert_loads.tokens = chunks.total_tokens;
   int64_t active_pairs = 0, shared_neurons = 0;
   std::vector<Marker> markers;
   if (options.recipe.needs_markers()) markers.push_back(options.recipe.marker);
@@ -90,7 +100,8 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
         carve_layer(*backend, options.recipe, options.shape, dense, activations, statistics, l, options.seed, comm);
     times.add(carved.stage_seconds);
     const Routing routing = calibration_routing(*backend, carved, options.shape, activations.input);
-    active_pairs += static_cast<int64_t>(routing.expert_idx.size());
+    summary.expert_loads.layers.push_back(tokens_per_expert(routing, carved.experts.size(), comm));
+    for (int64_t tokens : summary.expert_loads.layers.back()) active_pairs += tokens;
     shared_neurons += static_cast<int64_t>(carved.shared.size());
     if (options.recipe.calibration == Calibration::carved) {
       add_carved_output(*backend, carved, activations, routing, x);
@@ -105,12 +116,10 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
   set_stage("carve");
   progress.finish();
 
-  std::vector<int64_t> pairs{active_pairs};
-  comm.all_reduce_sum(pairs);
   const double layer_tokens = static_cast<double>(chunks.total_tokens) * static_cast<double>(profile.layers());
-  CarveSummary summary{.stage_seconds = times.totals()};
+  summary.stage_seconds = times.totals();
   summary.active_fraction = (static_cast<double>(shared_neurons) / static_cast<double>(profile.layers()) +
-                             static_cast<double>(pairs[0]) / layer_tokens * static_cast<double>(m)) /
+                             static_cast<double>(active_pairs) / layer_tokens * static_cast<double>(m)) /
                             static_cast<double>(f);
   summary.calibration_nll = options.recipe.calibration == Calibration::carved ? shard.mean_nll(model, x, comm)
                                                                               : std::numeric_limits<double>::quiet_NaN();

@@ -5,6 +5,8 @@
 #include "carve/layer.h"
 #include "carve/profile.h"
 #include "carve/recipe.h"
+#include "carve/stage_times.h"
+#include "model/expert_loads.h"
 
 namespace cmoe {
 
@@ -20,6 +22,7 @@ struct CarveSummary {
   double calibration_nll = 0;  ///< nats per token of the carved model; NaN when the carve ran no forward pass
   double active_fraction = 0;  ///< share of FFN neurons computed per calibration token
   StageSeconds stage_seconds;  ///< time of this rank in each stage, over all layers
+  ExpertLoads expert_loads;    ///< of the calibration tokens; no layers when the carve routed none
 };
 
 /// Receives each carved layer on the rank that is to write it.

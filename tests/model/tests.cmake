@@ -1,3 +1,5 @@
+cmoe_test(model/test_expert_parallel RANKS 1 2 3 4 8 31 TIMEOUT 120)
+cmoe_test(model/test_expert_plan)
 cmoe_test(model/test_python_sources)
 cmoe_test(model/test_transformer)
 cmoe_test(model/test_config)
