@@ -16,8 +16,10 @@
 #include "data/windows.h"
 #include "eval/expert_counter.h"
 #include "eval/perplexity.h"
+#include "jobs/expert_options.h"
 #include "jobs/jobs.h"
 #include "jobs/session.h"
+#include "model/expert_plan.h"
 
 namespace cmoe::jobs {
 namespace {
@@ -27,6 +29,7 @@ struct Job {
   std::string text_format = "auto", dtype = "f32", json, expert_stats;
   bool perplexity = false, update_card = false;
   int64_t seq_len = 2048, windows = 0, stride = 0;
+  ExpertOptions experts;
 };
 
 struct Evaluated {
@@ -61,19 +64,35 @@ Evaluated evaluate_model(const std::string& path, const Job& job, Session& sessi
   const Checkpoint checkpoint = session.open_model(path);
   const std::vector<int32_t> tokens = read_tokens(load_tokenizer(path), job.datasets, job.text_format);
   const std::vector<ScoredWindow> windows = cut_windows(tokens, job);
-  const Transformer model(checkpoint, session.backend(), parse_dtype(job.dtype));
+  ExpertGroups groups(job.experts, checkpoint, session.world());
+  const Transformer model(checkpoint, session.backend(), parse_dtype(job.dtype), Transformer::LoadFfn::yes, groups.parallel());
   Evaluated evaluated{.model = path};
   for (const ScoredWindow& window : windows) evaluated.tokens += static_cast<int64_t>(window.tokens.size());
   ExpertCounter counter(checkpoint.config);
   Progress progress(std::filesystem::path(path).filename().string(), evaluated.tokens, "tokens");
   Timer timer;
-  evaluated.result = evaluate_perplexity(model, windows, session.world(), &counter, [&](int64_t n) { progress.advance(n); });
+  evaluated.result =
+      evaluate_perplexity(model, windows, session.world(), groups.observer(&counter), [&](int64_t n) { progress.advance(n); });
   evaluated.seconds = timer.seconds();
   progress.finish();
   counter.reduce(session.world());
+  groups.report(path, session.world());
   evaluated.active_fraction = counter.active_fraction();
   evaluated.experts = counter.to_json();
   return evaluated;
+}
+
+// From the headers alone. A window's keys and values are kept for one layer at a time.
+void print_plan(const Job& job, Session& session) {
+  const int ranks = job.experts.group_size(session.world());
+  for (const std::string& path : job.models) {
+    const Checkpoint checkpoint = open_checkpoint(path);
+    const ModelConfig& config = checkpoint.config;
+    if (session.is_root()) {
+      print_expert_plan(job.experts, checkpoint, parse_dtype(job.dtype), ranks,
+                        KvCache::bytes(config, job.seq_len) / config.num_hidden_layers, activation_bytes(config, job.seq_len));
+    }
+  }
 }
 
 // One row a model; differences are to the first, over the same windows.
@@ -144,10 +163,18 @@ int evaluate(int argc, char** argv, Environment& environment) {
   options.add("update-card", &job.update_card, "add the figures to the README.md of carved folders");
   options.require("model");
   options.require("dataset");
+  job.experts.declare(options);
   session.declare(options);
   if (!session.parse(options, argc, argv)) return 0;
   CMOE_CHECK(job.perplexity, "evaluate: say what to measure; expected --perplexity");
 
+  if (job.experts.dry_run) {
+    print_plan(job, session);
+    return 0;
+  }
+  CMOE_CHECK(job.models.size() == 1 || (job.experts.moe_stats.empty() && job.experts.trace.empty()),
+             "evaluate: --moe-stats and --trace with {} models; expected one model, whose layers they tell of",
+             job.models.size());
   std::vector<Evaluated> all;
   for (const std::string& model : job.models) {
     all.push_back(evaluate_model(model, job, session));
