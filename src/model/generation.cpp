@@ -11,7 +11,8 @@
 namespace cmoe {
 
 GenerationResult generate(const Transformer& model, std::span<const int32_t> prompt, int64_t max_tokens,
-                          const SamplingOptions& sampling, Communicator& comm, const std::function<void(int32_t)>& on_token) {
+                          const SamplingOptions& sampling, Communicator& comm, const std::function<void(int32_t)>& on_token,
+                          MoeObserver* observer) {
   const ModelConfig& config = model.config();
   const auto length = static_cast<int64_t>(prompt.size());
   CMOE_CHECK(length > 0, "generate: the prompt has no tokens");
@@ -30,7 +31,7 @@ GenerationResult generate(const Transformer& model, std::span<const int32_t> pro
     stop_together(comm, "generate");
     const SequenceStep step{.tokens = input, .cache = &cache};
     const Batch batch(std::span(&step, 1));
-    const Tensor hidden = model.forward(batch);
+    const Tensor hidden = model.forward(batch, observer);
     std::array<int32_t, 1> next{0};
     if (owner) {
       const int64_t last = batch.last_row(0);
