@@ -9,7 +9,7 @@
 #include "carve/columns.h"
 #include "carve/compensate.h"
 #include "carve/fit_router.h"
-#include "carve/kth_largest.h"
+#include "comm/kth_largest.h"
 #include "carve/partition.h"
 #include "carve/select_neurons.h"
 

@@ -5,7 +5,7 @@
 #include <limits>
 #include <random>
 
-#include "carve/kth_largest.h"
+#include "comm/kth_largest.h"
 #include "support/refusal.h"
 #include "support/world.h"
 

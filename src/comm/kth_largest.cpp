@@ -1,4 +1,4 @@
-#include "carve/kth_largest.h"
+#include "comm/kth_largest.h"
 
 #include <array>
 #include <bit>
