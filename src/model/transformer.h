@@ -85,6 +85,12 @@ class Transformer {
   void add_ffn(int64_t layer, const Tensor& input, Tensor& x, MoeObserver* observer = nullptr) const;
   Tensor final_norm(const Tensor& x) const;
 
+  // What training reads beside the layers.
+  const Tensor& final_norm_weight() const { return final_norm_; }
+  const Weight& head() const { return head_; }
+  const Tensor& rope_cos() const { return rope_cos_; }
+  const Tensor& rope_sin() const { return rope_sin_; }
+
   /// Bytes of all weights held by this rank.
   int64_t weight_bytes() const;
 

@@ -1,0 +1,233 @@
+// One sequence through the model and back: the mirror of Transformer::forward.
+#include <bit>
+#include <cmath>
+
+#include "base/error.h"
+#include "train/trained_model.h"
+
+namespace cmoe {
+namespace {
+
+// Documents as a batch of the plain model, with caches that no layer keeps.
+class DocumentBatch {
+ public:
+  DocumentBatch(const ModelConfig& config, std::span<const int32_t> tokens, const Segments& segments) {
+    size_t at = 0;
+    for (int64_t rows : segments.rows) {
+      caches_.push_back(std::make_unique<KvCache>(config, rows, KvCache::Keep::one_layer));
+      steps_.push_back({tokens.subspan(at, static_cast<size_t>(rows)), caches_.back().get()});
+      at += static_cast<size_t>(rows);
+    }
+  }
+  Batch batch() const { return Batch(steps_); }
+
+ private:
+  std::vector<std::unique_ptr<KvCache>> caches_;
+  std::vector<SequenceStep> steps_;
+};
+
+// The next token of the same document; -1 behind a document's last.
+std::vector<int32_t> next_tokens(std::span<const int32_t> tokens, const Segments& segments) {
+  std::vector<int32_t> targets(tokens.size());
+  size_t row = 0;
+  for (int64_t rows : segments.rows) {
+    for (int64_t i = 0; i < rows; ++i, ++row) targets[row] = i + 1 < rows ? tokens[row + 1] : -1;
+  }
+  return targets;
+}
+
+// What the teacher makes of the same tokens.
+struct TeacherStates {
+  std::vector<Tensor> layers;  // [T, d] after each layer, where hidden states are matched
+  Tensor last;                 // after the final norm
+};
+
+TeacherStates run_teacher(const Transformer& teacher, const Batch& batch, bool keep_layers) {
+  TeacherStates states;
+  Tensor x = teacher.embed(batch);
+  for (int64_t l = 0; l < teacher.config().num_hidden_layers; ++l) {
+    teacher.add_attention(l, batch, x);
+    teacher.add_ffn(l, teacher.ffn_input(l, x), x);
+    if (keep_layers) states.layers.push_back(x.clone());
+  }
+  states.last = teacher.final_norm(x);
+  return states;
+}
+
+// dx += weight |x - teacher|^2' with weight = factor / mean row square of the teacher; returns the loss before `factor`.
+double add_hidden_gradient(const Tensor& x, const Tensor& teacher, double factor, Tensor& dx) {
+  double square = 0, difference = 0;
+  for (int64_t i = 0; i < x.size(); ++i) {
+    const double t = static_cast<double>(teacher.data<float>()[i]), delta = static_cast<double>(x.data<float>()[i]) - t;
+    square += t * t;
+    difference += delta * delta;
+  }
+  const double rows = static_cast<double>(x.dim(0)), mean = square / rows + 1e-20;
+  const auto scale = static_cast<float>(2 * factor / mean);
+  for (int64_t i = 0; i < x.size(); ++i) dx.data<float>()[i] += scale * (x.data<float>()[i] - teacher.data<float>()[i]);
+  return difference / mean;
+}
+
+bool all_finite(const Tensor& x) {
+  constexpr uint32_t kExponent = 0x7f800000u;  // all ones: infinite, or not a number
+  uint32_t found = 0;
+  for (float value : x.span<float>()) found |= static_cast<uint32_t>((std::bit_cast<uint32_t>(value) & kExponent) == kExponent);
+  return found == 0;
+}
+
+}  // namespace
+
+Segments whole_sequence(int64_t tokens) {
+  Segments segments{.rows = {tokens}, .positions = {}};
+  for (int64_t i = 0; i < tokens; ++i) segments.positions.push_back(static_cast<int32_t>(i));
+  return segments;
+}
+
+Segments split_documents(std::span<const int32_t> tokens, int32_t end_of_text) {
+  Segments segments;
+  int64_t rows = 0;
+  for (int32_t token : tokens) {
+    segments.positions.push_back(static_cast<int32_t>(rows++));
+    if (token == end_of_text) {
+      segments.rows.push_back(rows);
+      rows = 0;
+    }
+  }
+  if (rows > 0) segments.rows.push_back(rows);
+  return segments;
+}
+
+Tensor TrainedModel::embed(std::span<const int32_t> tokens, const Segments& segments) const {
+  return base_.embed(DocumentBatch(base_.config(), tokens, segments).batch());
+}
+
+void TrainedModel::forward_layer(const SequencePass& pass, const Segments& segments, int64_t index, Tensor& x,
+                                 Saved& saved) const {
+  const Layer& layer = layers_[static_cast<size_t>(index)];
+  layer.attention.forward(pass, segments, x, saved.attention);
+  CMOE_CHECK(all_finite(x), "layer {}: its attention gave a value that is not finite; lower the learning rate", index);
+  saved.x = x.clone();
+  saved.ffn_input = Tensor(DType::f32, x.shape());
+  pass.backend.rms_norm(x, *layer.ffn_norm, layer.attention.epsilon, saved.ffn_input);
+  if (const auto* dense = std::get_if<FfnBlock>(&layer.ffn)) {
+    dense->forward(pass, saved.ffn_input, {}, x, /*accumulate=*/true, saved.ffn.emplace<FfnBlock::Saved>());
+  } else {
+    std::get<MoeBlock>(layer.ffn).forward(pass, saved.ffn_input, x, saved.ffn.emplace<MoeBlock::Saved>());
+  }
+  CMOE_CHECK(all_finite(x), "layer {}: its FFN gave a value that is not finite; lower the learning rate", index);
+}
+
+void TrainedModel::backward_layer(const SequencePass& pass, const Segments& segments, int64_t index, const Saved& saved,
+                                  Tensor& dx) const {
+  const Layer& layer = layers_[static_cast<size_t>(index)];
+  Tensor dinput(DType::f32, dx.shape());
+  if (const auto* dense = std::get_if<FfnBlock>(&layer.ffn)) {
+    dense->backward(pass, saved.ffn_input, {}, dx, std::get<FfnBlock::Saved>(saved.ffn), dinput, false);
+  } else {
+    std::get<MoeBlock>(layer.ffn).backward(pass, saved.ffn_input, std::get<MoeBlock::Saved>(saved.ffn), dx, dinput);
+  }
+  pass.backend.rms_norm_backward(saved.x, *layer.ffn_norm, layer.attention.epsilon, dinput, dx);
+  layer.attention.backward(pass, segments, saved.attention, dx);
+}
+
+void TrainedModel::count(int64_t layer, const Saved& saved, Routed& routed) const {
+  const int64_t experts = num_routed_experts();
+  if (experts == 0) return;
+  const auto& moe_saved = std::get<MoeBlock::Saved>(saved.ffn);
+  routed.loads.resize(static_cast<size_t>(num_layers() * experts));
+  for (int32_t expert : moe_saved.routing.expert_idx) ++routed.loads[static_cast<size_t>(layer * experts + expert)];
+  if (routed.scores.empty()) return;
+  const Tensor& bias = router(layer).selection_bias;
+  std::vector<float>& scores = routed.scores[static_cast<size_t>(layer)];
+  for (int64_t t = 0; t < moe_saved.scores.dim(0); ++t) {
+    for (int64_t j = 0; j < experts; ++j)
+      scores.push_back(moe_saved.scores.row<float>(t)[j] + (bias.size() > 0 ? bias.data<float>()[j] : 0.0f));
+  }
+}
+
+SequenceLoss TrainedModel::add_gradient(std::span<const int32_t> tokens, const Segments& segments, const LossOptions& options,
+                                        const Teacher& teacher, double token_weight, uint64_t dropout_key, float dropout,
+                                        const Tensor& gradient, Routed& routed) const {
+  const SequencePass pass{base_.backend(), parameters_, &gradient, dropout_key, dropout, static_cast<float>(token_weight)};
+  const int64_t layers = num_layers();
+  const std::vector<int32_t> targets = next_tokens(tokens, segments);
+  TeacherStates taught;
+  if (teacher.model) {
+    const DocumentBatch documents(teacher.model->config(), tokens, segments);
+    taught = run_teacher(*teacher.model, documents.batch(), teacher.hidden);
+  }
+
+  Tensor x = embed(tokens, segments);
+  std::vector<Saved> saved(static_cast<size_t>(layers));
+  std::vector<Tensor> outputs;  // after each layer, where the teacher's are matched
+  for (int64_t l = 0; l < layers; ++l) {
+    Saved& now = saved[static_cast<size_t>(l)];
+    const Tensor input = options.recompute ? x.clone() : Tensor();
+    forward_layer(pass, segments, l, x, now);
+    count(l, now, routed);
+    if (teacher.hidden) outputs.push_back(x.clone());
+    if (options.recompute) {
+      now = Saved();
+      now.input = input;
+    }
+  }
+
+  Tensor hidden(DType::f32, x.shape()), dhidden(DType::f32, x.shape());
+  const auto epsilon = static_cast<float>(base_.config().rms_norm_eps);
+  pass.backend.rms_norm(x, base_.final_norm_weight(), epsilon, hidden);
+  const Backend::LossWeights weights{.nll = static_cast<float>(options.nll * token_weight),
+                                     .kl = teacher.logits ? static_cast<float>(options.kl * token_weight) : 0.0f,
+                                     .temperature = static_cast<float>(options.temperature),
+                                     .teacher_x = teacher.logits ? &taught.last : nullptr,
+                                     .teacher_head = teacher.logits ? &teacher.model->head() : nullptr};
+  std::vector<double> nll(targets.size()), kl(targets.size());
+  pass.backend.cross_entropy_backward(hidden, base_.head(), targets, weights, nll, kl, dhidden);
+  SequenceLoss loss;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    loss.nll += nll[i];
+    loss.kl += kl[i];
+    loss.targets += targets[i] >= 0;
+  }
+  CMOE_CHECK(std::isfinite(loss.nll + loss.kl), "head: the loss is not finite; lower the learning rate");
+
+  Tensor dx = Tensor::zeros(DType::f32, x.shape());
+  pass.backend.rms_norm_backward(x, base_.final_norm_weight(), epsilon, dhidden, dx);
+  for (int64_t l = layers - 1; l >= 0; --l) {
+    Saved& now = saved[static_cast<size_t>(l)];
+    if (teacher.hidden) {
+      const double share = 1.0 / static_cast<double>(layers);
+      loss.hidden += share * add_hidden_gradient(outputs[static_cast<size_t>(l)], taught.layers[static_cast<size_t>(l)],
+                                                 options.hidden * token_weight * share, dx);
+    }
+    if (options.recompute) {
+      Tensor again = now.input;
+      forward_layer(pass, segments, l, again, now);
+    }
+    backward_layer(pass, segments, l, now, dx);
+    now = Saved();
+  }
+  return loss;
+}
+
+Tensor TrainedModel::hidden_states(std::span<const int32_t> tokens, const Segments& segments) const {
+  const SequencePass pass{.backend = base_.backend(), .parameters = parameters_};
+  Tensor x = embed(tokens, segments);
+  for (int64_t l = 0; l < num_layers(); ++l) {
+    Saved saved;
+    forward_layer(pass, segments, l, x, saved);
+  }
+  return base_.final_norm(x);
+}
+
+SequenceLoss TrainedModel::evaluate(std::span<const int32_t> tokens, const Segments& segments) const {
+  const std::vector<int32_t> targets = next_tokens(tokens, segments);
+  const std::vector<double> nll = base_.token_nll(hidden_states(tokens, segments), targets);
+  SequenceLoss loss;
+  for (size_t i = 0; i < targets.size(); ++i) {
+    loss.nll += nll[i];
+    loss.targets += targets[i] >= 0;
+  }
+  return loss;
+}
+
+}  // namespace cmoe

@@ -1,0 +1,128 @@
+#pragma once
+
+#include <memory>
+#include <set>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "model/checkpoint.h"
+#include "model/transformer.h"
+#include "train/attention_block.h"
+#include "train/moe_block.h"
+
+namespace cmoe {
+
+/// What is trained, and how adapters are scaled.
+struct TrainedParts {
+  std::set<std::string> lora_targets{"q", "k", "v", "o", "gate", "up", "down"};
+  int64_t rank = 8;
+  int64_t expert_rank = 0;  ///< of routed experts; 0 takes `rank`
+  double alpha = 32;
+  bool rslora = false;           ///< scale alpha / sqrt(rank) in place of alpha / rank
+  bool router_scale = true;      ///< u
+  bool router_bias = true;       ///< b, by counting loads; the threshold follows its quantile
+  bool keep_router_bias = true;  ///< false: b serves while training and is not written, as in the authors' code
+  bool router_weights = false;
+  double router_regression = 0;  ///< weight of (s_j - |E_j(x)|)^2 summed over active experts; linear routers
+
+  double scale_of(int64_t lora_rank) const;
+};
+
+/// Loss of one sequence, sums over its targets before weighting.
+struct SequenceLoss {
+  double nll = 0, kl = 0;
+  double hidden = 0;  ///< mean over layers of |x_l - teacher_l|^2 / |teacher_l|^2, times targets
+  int64_t targets = 0;
+};
+
+/// A model with adapters: forward and backward of one sequence, everything frozen but the parameter set.
+///
+/// The routers' tensors (scale, selection bias, threshold) are this object's own; the Transformer keeps what it loaded.
+class TrainedModel {
+ public:
+  /// Adapts the matrices of `base`, which must outlive this. @param checkpoint  what `base` was loaded from.
+  /// @throws Error on a target or option that the model cannot have.
+  TrainedModel(const Checkpoint& checkpoint, const Transformer& base, const TrainedParts& parts, uint64_t seed);
+  TrainedModel(const TrainedModel&) = delete;
+  TrainedModel& operator=(const TrainedModel&) = delete;
+
+  const Transformer& base() const { return base_; }
+  const TrainedParts& parts() const { return parts_; }
+  ParameterSet& parameters() { return parameters_; }
+  const ParameterSet& parameters() const { return parameters_; }
+  /// Routed experts of each layer; 0 in a dense model.
+  int64_t num_routed_experts() const;
+  int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
+  Router& router(int64_t layer) { return moe(layer).router; }
+  const Router& router(int64_t layer) const { return const_cast<TrainedModel*>(this)->router(layer); }
+  /// Every adapted matrix, in the order of its parameters.
+  std::vector<const LoraLinear*> adapters() const;
+  int64_t rank_of(const LoraLinear& linear) const { return parameters_[linear.a].shape[0]; }
+
+  /// Packs the parameters of now for the next sequences. After every change of values().
+  void pack();
+
+  /// What a sequence's pass hands out beside its gradient.
+  struct Routed {
+    std::vector<int64_t> loads;              ///< [layers * R] tokens per expert, added to
+    std::vector<std::vector<float>> scores;  ///< [layers] of s + b, appended to where it has layers
+  };
+  struct Teacher {
+    const Transformer* model = nullptr;
+    bool logits = false, hidden = false;
+  };
+  struct LossOptions {
+    double nll = 1, kl = 0, hidden = 0;  ///< weights, per token of the step
+    double temperature = 1;
+    bool recompute = false;  ///< keep each layer's input alone and run the layer again in backward
+  };
+
+  /// Adds the gradient of one sequence's loss to `gradient` (flat): tokens[i + 1] is the target of row i, of row i's document.
+  /// @param token_weight  1 / the targets of the whole step. @throws Error naming the layer where a value is not finite.
+  SequenceLoss add_gradient(std::span<const int32_t> tokens, const Segments& segments, const LossOptions& loss,
+                            const Teacher& teacher, double token_weight, uint64_t dropout_key, float dropout,
+                            const Tensor& gradient, Routed& routed) const;
+
+  /// Loss alone, without dropout.
+  SequenceLoss evaluate(std::span<const int32_t> tokens, const Segments& segments) const;
+  /// Hidden states after the final norm [T, d], without dropout.
+  Tensor hidden_states(std::span<const int32_t> tokens, const Segments& segments) const;
+
+ private:
+  struct Layer {
+    AttentionBlock attention;
+    const Tensor* ffn_norm;
+    std::variant<FfnBlock, MoeBlock> ffn;
+  };
+  struct Saved {
+    Tensor input;  ///< of the layer, where it is to run again
+    AttentionBlock::Saved attention;
+    Tensor x, ffn_input;  ///< [T, d] before and after the FFN's norm
+    std::variant<FfnBlock::Saved, MoeBlock::Saved> ffn;
+  };
+
+  MoeBlock& moe(int64_t layer) { return std::get<MoeBlock>(layers_[static_cast<size_t>(layer)].ffn); }
+  template <class Visit>
+  void for_each_linear(const Visit& visit);
+  void adapt(LoraLinear& linear, const std::string& module, const Weight& weight, const std::string& target, int64_t rank);
+  FfnBlock adapted_ffn(const GatedFfn& ffn, const std::string& module, int64_t rank);
+  MoeBlock adapted_moe(const Checkpoint& checkpoint, const MoeLayer& layer, const std::string& prefix);
+  void forward_layer(const SequencePass& pass, const Segments& segments, int64_t layer, Tensor& x, Saved& saved) const;
+  void backward_layer(const SequencePass& pass, const Segments& segments, int64_t layer, const Saved& saved, Tensor& dx) const;
+  Tensor embed(std::span<const int32_t> tokens, const Segments& segments) const;
+  void count(int64_t layer, const Saved& saved, Routed& routed) const;
+
+  const Transformer& base_;
+  TrainedParts parts_;
+  ParameterSet parameters_;
+  std::vector<Layer> layers_;
+  Tensor rope_back_;
+};
+
+/// One document over all `tokens`.
+Segments whole_sequence(int64_t tokens);
+/// Documents that end after each `end_of_text` token.
+Segments split_documents(std::span<const int32_t> tokens, int32_t end_of_text);
+
+}  // namespace cmoe
