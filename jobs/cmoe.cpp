@@ -29,6 +29,8 @@ constexpr Command kCommands[] = {
     {"carve", carve, "turn a profiled dense model into a Mixture-of-Experts"},
     {"evaluate", evaluate, "perplexity of models side by side"},
     {"generate", generate, "continue a prompt"},
+    {"finetune", finetune, "heal a carved model with LoRA, its router included"},
+    {"merge", merge, "merge an adapter into a model folder"},
     {"logits", logits, "write a model's logits on a text as a .npy file"},
     {"doctor", doctor, "what this machine offers, and which kernels will run"},
 };

@@ -25,7 +25,7 @@ namespace cmoe::jobs {
 namespace {
 
 struct Job {
-  std::vector<std::string> models, datasets;
+  std::vector<std::string> models, adapters, datasets;
   std::string text_format = "auto", dtype = "f32", json, expert_stats;
   bool perplexity = false, update_card = false;
   int64_t seq_len = 2048, windows = 0, stride = 0;
@@ -60,13 +60,13 @@ std::vector<ScoredWindow> cut_windows(const std::vector<int32_t>& tokens, const 
   return windows;
 }
 
-Evaluated evaluate_model(const std::string& path, const Job& job, Session& session) {
-  const Checkpoint checkpoint = session.open_model(path);
+Evaluated evaluate_model(const std::string& path, const std::string& adapter, const Job& job, Session& session) {
+  const Checkpoint checkpoint = session.open_model(path, adapter);
   const std::vector<int32_t> tokens = read_tokens(load_tokenizer(path), job.datasets, job.text_format);
   const std::vector<ScoredWindow> windows = cut_windows(tokens, job);
   ExpertGroups groups(job.experts, checkpoint, session.world());
   const Transformer model(checkpoint, session.backend(), parse_dtype(job.dtype), Transformer::LoadFfn::yes, groups.parallel());
-  Evaluated evaluated{.model = path};
+  Evaluated evaluated{.model = adapter.empty() ? path : path + " + " + adapter};
   for (const ScoredWindow& window : windows) evaluated.tokens += static_cast<int64_t>(window.tokens.size());
   ExpertCounter counter(checkpoint.config);
   Progress progress(std::filesystem::path(path).filename().string(), evaluated.tokens, "tokens");
@@ -151,6 +151,7 @@ int evaluate(int argc, char** argv, Environment& environment) {
                   "Scores one or several models on the same text; differences are to the first model, window by window.");
   options.add("perplexity", &job.perplexity, "mean negative log-likelihood and perplexity");
   options.add("model", &job.models, "Hugging Face folder, GGUF file, or a folder that cmoe wrote; may be repeated");
+  options.add("adapter", &job.adapters, "LoRA adapter of each --model, in their order; none for a model without one");
   options.add("dataset", &job.datasets, "text file (plain, .jsonl, WikiText raw; .gz); may be repeated");
   options.add_choice("text-format", &job.text_format, {"auto", "plain", "jsonl", "wikitext"}, "how to read the text");
   options.add("seq-len", &job.seq_len, "tokens of a window", {.least = 2});
@@ -176,8 +177,13 @@ int evaluate(int argc, char** argv, Environment& environment) {
              "evaluate: --moe-stats and --trace with {} models; expected one model, whose layers they tell of",
              job.models.size());
   std::vector<Evaluated> all;
-  for (const std::string& model : job.models) {
-    all.push_back(evaluate_model(model, job, session));
+  CMOE_CHECK(job.adapters.empty() || job.adapters.size() == job.models.size(),
+             "evaluate: {} adapters for {} models; expected one for each, 'none' where a model has none", job.adapters.size(),
+             job.models.size());
+  for (size_t i = 0; i < job.models.size(); ++i) {
+    const std::string& model = job.models[i];
+    const bool adapted = !job.adapters.empty() && job.adapters[i] != "none";
+    all.push_back(evaluate_model(model, adapted ? job.adapters[i] : "", job, session));
     CMOE_CHECK(all.back().result.nll.size() == all[0].result.nll.size(),
                "evaluate: {} gives {} windows and {} gives {}: their tokenizers differ, so they cannot be compared in one call",
                model, all.back().result.nll.size(), job.models[0], all[0].result.nll.size());

@@ -20,7 +20,7 @@ namespace cmoe::jobs {
 namespace {
 
 struct Job {
-  std::string model, prompt, system, batch, out, dtype = "f32";
+  std::string model, adapter, prompt, system, batch, out, dtype = "f32";
   bool chat = false;
   int64_t max_tokens = 64, seed = 0, max_memory_mb = 0;
   SamplingOptions sampling;
@@ -30,6 +30,7 @@ struct Job {
 
 void declare(Job& job, Options& options) {
   options.add("model", &job.model, "Hugging Face folder, GGUF file, or a folder that cmoe wrote");
+  options.add("adapter", &job.adapter, "LoRA adapter to put on the model, of cmoe finetune or PEFT");
   options.add("prompt", &job.prompt, "text to continue, or the user's message with --chat");
   options.add("batch", &job.batch,
               "instead: a file of JSON lines {\"prompt\": text, \"max_tokens\": n, \"chat\": true, \"seed\": n}");
@@ -125,7 +126,7 @@ int generate(int argc, char** argv, Environment& environment) {
   CMOE_CHECK(job.batch.empty() == job.out.empty(), "generate: --batch and --out go together: prompts in, answers out");
   job.sampling.seed = static_cast<uint64_t>(job.seed);
 
-  const Checkpoint checkpoint = session.open_model(job.model);
+  const Checkpoint checkpoint = session.open_model(job.model, job.adapter);
   const Tokenizer tokenizer = load_tokenizer(job.model);
   ExpertGroups groups(job.experts, checkpoint, session.world());
   const Transformer model(checkpoint, session.backend(), parse_dtype(job.dtype), Transformer::LoadFfn::yes, groups.parallel());

@@ -10,6 +10,8 @@ int tokenize(int argc, char** argv, Environment& environment);
 int profile(int argc, char** argv, Environment& environment);
 int carve(int argc, char** argv, Environment& environment);
 int evaluate(int argc, char** argv, Environment& environment);
+int finetune(int argc, char** argv, Environment& environment);
+int merge(int argc, char** argv, Environment& environment);
 int generate(int argc, char** argv, Environment& environment);
 int logits(int argc, char** argv, Environment& environment);
 int doctor(int argc, char** argv, Environment& environment);

@@ -32,11 +32,12 @@ void write_npy(const std::string& path, const char* type, const Shape& shape, co
 
 int logits(int argc, char** argv, Environment& environment) {
   Session session(environment);
-  std::string model_path, text_format = "auto", dtype = "f32", out, ids_out;
+  std::string model_path, adapter, text_format = "auto", dtype = "f32", out, ids_out;
   std::vector<std::string> datasets;
   int64_t max_tokens = 512;
   Options options("cmoe logits", "Writes the logits of the first tokens of a text as a NumPy file, f32 [tokens, vocabulary].");
   options.add("model", &model_path, "Hugging Face folder, GGUF file, or a folder that cmoe wrote");
+  options.add("adapter", &adapter, "LoRA adapter to put on the model, of cmoe finetune or PEFT");
   options.add("text", &datasets, "text file");
   options.add_choice("text-format", &text_format, {"auto", "plain", "jsonl", "wikitext"}, "how to read the text");
   options.add("max-tokens", &max_tokens, "tokens at most", {.least = 1});
@@ -48,7 +49,7 @@ int logits(int argc, char** argv, Environment& environment) {
   if (!session.parse(options, argc, argv)) return 0;
   CMOE_CHECK(session.world().size() == 1, "logits: runs on one rank; started on {}", session.world().size());
 
-  const Checkpoint checkpoint = session.open_model(model_path);
+  const Checkpoint checkpoint = session.open_model(model_path, adapter);
   std::vector<int32_t> ids = read_tokens(load_tokenizer(model_path), datasets, text_format);
   if (static_cast<int64_t>(ids.size()) > max_tokens) ids.resize(static_cast<size_t>(max_tokens));
   const Transformer model(checkpoint, session.backend(), parse_dtype(dtype));

@@ -11,6 +11,7 @@
 #include "comm/heartbeat.h"
 #include "comm/same_on_all_ranks.h"
 #include "data/text.h"
+#include "model/adapter.h"
 
 namespace cmoe::jobs {
 
@@ -53,8 +54,8 @@ bool Session::parse(Options& options, int argc, char** argv) {
   return true;
 }
 
-Checkpoint Session::open_model(const std::string& path) {
-  Checkpoint checkpoint = open_checkpoint(path);
+Checkpoint Session::open_model(const std::string& path, const std::string& adapter) {
+  Checkpoint checkpoint = open_checkpoint(path, adapter);
   if (world_.size() > 1) check_same_on_all_ranks(world_, "model " + path, model_fingerprint(checkpoint));
   return checkpoint;
 }

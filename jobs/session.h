@@ -25,8 +25,9 @@ class Session {
   /// @throws Error when the ranks were given different options.
   bool parse(Options& options, int argc, char** argv);
 
-  /// Opens a checkpoint on every rank. Collective. @throws Error when the ranks hold different models.
-  Checkpoint open_model(const std::string& path);
+  /// Opens a checkpoint on every rank, with a LoRA adapter put on it unless `adapter` is empty. Collective.
+  /// @throws Error when the ranks hold different models.
+  Checkpoint open_model(const std::string& path, const std::string& adapter = "");
 
   Communicator& world() { return world_; }
   bool is_root() const { return world_.rank() == 0; }

@@ -48,7 +48,7 @@ ModelConfig carved_config(const ModelConfig& dense, const Recipe& recipe, const 
 }
 
 std::vector<TensorSpec> carved_tensors(const ModelConfig& config, DType dtype) {
-  const MoeConfig& moe = *config.moe;
+  const MoeConfig moe = config.moe.value_or(MoeConfig{});
   const int64_t d = config.hidden_size, m = moe.moe_intermediate_size, routed = moe.num_routed_experts();
   const int64_t q = config.num_attention_heads * config.head_dim, kv = config.num_key_value_heads * config.head_dim;
   std::vector<TensorSpec> specs{{"model.embed_tokens.weight", dtype, {config.vocab_size, d}}};
@@ -68,6 +68,7 @@ std::vector<TensorSpec> carved_tensors(const ModelConfig& config, DType dtype) {
     add("self_attn.v_proj.weight", {kv, d}, dtype);
     add("self_attn.o_proj.weight", {d, q}, dtype);
     add("post_attention_layernorm.weight", {d}, dtype);
+    if (!config.moe) add_ffn("mlp", config.intermediate_size);
     if (moe.num_shared_experts > 0) add_ffn("mlp.shared_experts", moe.num_shared_experts * m);
     for (int64_t e = 0; e < routed; ++e) {
       add_ffn(fmt::format("mlp.experts.{}", e), m);
@@ -188,9 +189,17 @@ void CarvedModelWriter::write_layer(int64_t layer, const CarvedLayer& carved, co
 }
 
 void CarvedModelWriter::copy_dense_tensors() {
+  copy([](const std::string& name) { return name.find(".mlp.") == std::string::npos; });
+}
+
+void CarvedModelWriter::copy_all_tensors() {
+  copy([](const std::string&) { return true; });
+}
+
+void CarvedModelWriter::copy(const std::function<bool(const std::string& name)>& wanted) {
   int64_t number = 0;
   for (const TensorSpec& spec : carved_tensors(config_, dtype_)) {
-    if (spec.name.find(".mlp.") != std::string::npos) continue;
+    if (!wanted(spec.name)) continue;
     if (number++ % comm_.size() != comm_.rank()) continue;
     write(spec.name, dense_.tensors->read(spec.name, spec.shape, DType::f32));
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -30,6 +31,8 @@ class CarvedModelWriter {
   void write_layer(int64_t layer, const CarvedLayer& carved, const DenseFfnTensors& dense);
   /// Embeddings, attention and norms, copied from the dense checkpoint; each rank copies its part.
   void copy_dense_tensors();
+  /// Every tensor, where the checkpoint has this config already: a merged adapter changes no shape.
+  void copy_all_tensors();
   /// Flushes the files; rank 0 writes the index when there are several. Returns the names of all files, on every rank.
   std::vector<std::string> finish();
 
@@ -41,6 +44,7 @@ class CarvedModelWriter {
   struct Shard;
 
   void write(const std::string& name, const Tensor& tensor);
+  void copy(const std::function<bool(const std::string& name)>& wanted);
 
   const Checkpoint& dense_;
   ModelConfig config_;
@@ -52,7 +56,7 @@ class CarvedModelWriter {
   int64_t total_bytes_ = 0, tensor_bytes_ = 0, written_ = 0, promised_ = 0;
 };
 
-/// The tensors of a carved model in the order they are written: name, dtype, shape.
+/// The tensors of a carved (or dense) model in the order they are written: name, dtype, shape.
 std::vector<TensorSpec> carved_tensors(const ModelConfig& config, DType dtype);
 
 /// One weight file of a carved model.

@@ -42,8 +42,10 @@ void write_companion_files(const Checkpoint& dense, const ModelConfig& config, c
     files.push_back(name);
   };
   write("config.json", config.to_json().dump(2) + "\n");
-  write("modeling_cmoe.py", modeling_source());
-  write("configuration_cmoe.py", configuration_source());
+  if (config.moe) {
+    write("modeling_cmoe.py", modeling_source());
+    write("configuration_cmoe.py", configuration_source());
+  }
   write("README.md", card);
   write("cmoe.cfg", effective_options);
   if (!loads.layers.empty() && !loads.layers[0].empty()) write(kExpertLoadsFile, loads.to_json_text());

@@ -20,7 +20,7 @@ if [ -z "${CMOE_PEERS_VENV:-}" ] && [ ! -e "$venv/complete" ]; then
   python3 -c 'import ensurepip' 2>/dev/null || bash jobs/setup.sh python3-venv
   python3 -m venv "$venv"
   # gguf and accelerate are what transformers needs to read a GGUF file.
-  "$venv/bin/pip" install -q --disable-pip-version-check torch transformers safetensors tokenizers numpy h5py gguf accelerate
+  "$venv/bin/pip" install -q --disable-pip-version-check torch transformers safetensors tokenizers numpy h5py gguf accelerate peft
   touch "$venv/complete"
 fi
 python=$venv/bin/python
@@ -62,6 +62,7 @@ done
 "$python" tests/peers/check_profile.py --model "$fixtures/tiny-llama" --text "$fixtures/text/train.txt" \
   --profile "$work/tiny/profile.h5"
 "$python" tests/peers/check_tokens.py --cmoe "$cmoe" --model "$work/tiny/best" --peer "$work/tiny/best" "$text"
+"$python" tests/peers/check_adapter.py --cmoe "$cmoe" --model "$work/tiny/best" --dataset "$text" --work "$work/adapter"
 
 model=$demo/SmolLM2-135M-Instruct.Q4_1.gguf
 if [ ! -s "$model" ]; then

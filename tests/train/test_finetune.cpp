@@ -1,0 +1,170 @@
+// The program from carving to a healed model, killed on the way.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "support/files.h"
+
+namespace cmoe {
+namespace {
+
+using ::testing::HasSubstr;
+
+const std::string kFixtures = std::string(CMOE_SOURCE_DIR) + "/tests/model/fixtures/";
+
+using Words = std::vector<std::string>;
+
+// Starts `cmoe words...` with its messages in `log`.
+pid_t start(const Words& words, const std::filesystem::path& log) {
+  const char* binary = std::getenv("CMOE_BINARY");
+  const pid_t child = fork();
+  if (child != 0) return child;
+  if (!freopen(log.c_str(), "a", stdout) || !freopen(log.c_str(), "a", stderr)) _exit(126);
+  std::vector<char*> arguments{const_cast<char*>(binary)};
+  for (const std::string& word : words) arguments.push_back(const_cast<char*>(word.c_str()));
+  arguments.push_back(nullptr);
+  execv(binary, arguments.data());
+  _exit(127);
+}
+
+// The exit code; -1 when a signal ended it.
+int wait_for(pid_t child) {
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+class Finetune : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!std::getenv("CMOE_BINARY")) GTEST_SKIP() << "CMOE_BINARY does not name the program";
+    const std::string dense = kFixtures + "tiny-llama";
+    expect_success({"profile", "--model", dense, "--dataset", kFixtures + "text/train.txt", "--seq-len", "64", "--samples",
+                    "16", "--out", path("profile.h5")});
+    expect_success(
+        {"carve", "--model", dense, "--profile", path("profile.h5"), "--experts", "S1A1E10", "--out", path("carved")});
+  }
+
+  std::string path(const std::string& name) const { return (folder_ / name).string(); }
+  std::string messages() const { return read_bytes(folder_ / "messages"); }
+  int run(const Words& words) { return wait_for(start(words, folder_ / "messages")); }
+  void expect_success(const Words& words) { ASSERT_EQ(run(words), 0) << words[0] << ":\n" << messages(); }
+
+  // The common command; options in `more` (name, value) take the place of its own, names without a value are flags.
+  Words finetune(const std::string& out, const Words& more = {}) const {
+    std::map<std::string, std::string> options{{"--model", path("carved")}, {"--dataset", kFixtures + "text/train.txt"},
+                                               {"--samples", "40"},         {"--seq-len", "64"},
+                                               {"--batch-size", "4"},       {"--lr", "2e-3"},
+                                               {"--scale-lr", "1e-2"},      {"--threads", "1"},
+                                               {"--out", path(out)}};
+    Words words{"finetune"};
+    for (size_t i = 0; i < more.size(); ++i) {
+      if (i + 1 == more.size() || more[i + 1].starts_with("--")) {
+        words.push_back(more[i]);
+      } else {
+        options[more[i]] = more[i + 1];
+        ++i;
+      }
+    }
+    for (const auto& [name, value] : options) words.insert(words.end(), {name, value});
+    return words;
+  }
+  std::vector<nlohmann::json> log_of(const std::string& out) const {
+    std::vector<nlohmann::json> lines;
+    std::istringstream text(read_bytes(folder_ / (out + "/log.jsonl")));
+    for (std::string line; std::getline(text, line);) lines.push_back(nlohmann::json::parse(line));
+    return lines;
+  }
+
+  TempFolder folder_;
+};
+
+TEST_F(Finetune, HealsAndMerges) {
+  expect_success(
+      finetune("tuned", {"--eval-dataset", kFixtures + "text/valid.txt", "--eval-every", "5", "--eval-windows", "16"}));
+  std::vector<double> held_out;
+  int64_t steps = 0;
+  for (const nlohmann::json& line : log_of("tuned")) {
+    if (line.contains("eval_nll")) held_out.push_back(line["eval_nll"]);
+    if (!line.contains("loss")) continue;
+    EXPECT_EQ(line["step"], ++steps);
+    EXPECT_GE(line["max_over_mean_load"].get<double>(), 1.0);
+    EXPECT_GT(line["tokens_per_s"].get<double>(), 0);
+  }
+  EXPECT_EQ(steps, 10);
+  ASSERT_EQ(held_out.size(), 3u);
+  EXPECT_LT(held_out.back(), held_out.front() - 0.05) << ::testing::PrintToString(held_out);
+
+  expect_success({"merge", "--model", path("carved"), "--adapter", path("tuned"), "--dtype", "f32", "--out", path("merged")});
+  expect_success({"evaluate", "--perplexity", "--model", path("merged"), "--model", path("carved"), "--dataset",
+                  kFixtures + "text/valid.txt", "--seq-len", "64", "--windows", "16", "--json", path("score.json")});
+  const nlohmann::json score = nlohmann::json::parse(read_bytes(folder_ / "score.json"));
+  EXPECT_NEAR(score["models"][0]["nll_mean"].get<double>(), held_out.back(), 1e-5);
+  EXPECT_NEAR(score["models"][1]["nll_mean"].get<double>(), held_out.front(), 1e-5);
+  const nlohmann::json config = nlohmann::json::parse(read_bytes(folder_ / "merged/config.json"));
+  EXPECT_EQ(config["router_scale"], true);
+  EXPECT_EQ(config["router_selection_bias"], true);
+}
+
+TEST_F(Finetune, StopsOnSigtermAndResumesToTheSameBytes) {
+  expect_success(finetune("whole"));
+  const pid_t child = start(finetune("cut", {"--save-every", "0"}), folder_ / "messages");
+  while (!std::filesystem::exists(folder_ / "cut/log.jsonl") || read_bytes(folder_ / "cut/log.jsonl").empty())
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  kill(child, SIGTERM);
+  const int code = wait_for(child);
+  if (code == 75) {  // it may have been done before the signal came
+    EXPECT_THAT(messages(), HasSubstr("run the same command with --resume"));
+    expect_success(finetune("cut", {"--save-every", "0", "--resume"}));
+  } else {
+    EXPECT_EQ(code, 0) << messages();
+  }
+  for (const char* name : {"adapter_model.safetensors", "router.safetensors"})
+    EXPECT_EQ(read_bytes(folder_ / ("cut/" + std::string(name))), read_bytes(folder_ / ("whole/" + std::string(name)))) << name;
+  EXPECT_EQ(log_of("cut").size(), 10u);
+  EXPECT_EQ(log_of("cut")[9]["loss"], log_of("whole")[9]["loss"]);
+}
+
+TEST_F(Finetune, SurvivesBeingKilledAtAnyMoment) {
+  expect_success(finetune("whole"));
+  const auto started = std::chrono::steady_clock::now();
+  expect_success(finetune("timed", {"--save-every", "1"}));
+  const auto whole_run = std::chrono::steady_clock::now() - started;
+  int killed = 0;
+  for (int i = 0; i < 6; ++i) {
+    const pid_t child = start(finetune("cut", {"--save-every", "1", "--resume"}), folder_ / "messages");
+    std::this_thread::sleep_for(whole_run * (i + 1) / 8);
+    kill(child, SIGKILL);
+    killed += wait_for(child) == -1;
+  }
+  EXPECT_GT(killed, 0);
+  expect_success(finetune("cut", {"--save-every", "1", "--resume"}));
+  for (const char* name : {"adapter_model.safetensors", "router.safetensors"})
+    EXPECT_EQ(read_bytes(folder_ / ("cut/" + std::string(name))), read_bytes(folder_ / ("whole/" + std::string(name)))) << name;
+}
+
+TEST_F(Finetune, Refusals) {
+  expect_success(finetune("tuned", {"--samples", "4"}));
+  EXPECT_EQ(run(finetune("tuned", {"--samples", "4"})), 2);
+  EXPECT_THAT(messages(), HasSubstr("pass --resume to go on, or name a new folder"));
+  EXPECT_EQ(run(finetune("tuned", {"--samples", "8", "--resume"})), 2);
+  EXPECT_THAT(messages(), HasSubstr("was saved by a run with other options"));
+  EXPECT_EQ(run(finetune("x", {"--distill", "logits"})), 2);
+  EXPECT_THAT(messages(), HasSubstr("distill 'logits' with teacher ''; expected both or neither"));
+  EXPECT_EQ(run(finetune("y", {"--lr", "1e30", "--clip", "0"})), 2);
+  EXPECT_THAT(messages(), HasSubstr("is not finite; lower the learning rate"));
+  EXPECT_EQ(run({"merge", "--model", kFixtures + "tiny-llama", "--adapter", path("tuned"), "--out", path("z")}), 2);
+  EXPECT_THAT(messages(), HasSubstr("it was made for another model than"));
+}
+
+}  // namespace
+}  // namespace cmoe
