@@ -60,7 +60,7 @@ int end_with_error(Environment& environment, const char* message, ExitCode code)
     heartbeat->end_together(message, code);
   } else {
     if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
-    world.abort(message, static_cast<int>(code));
+    world.abort(fmt::format("error: {}", message), static_cast<int>(code));
   }
   return static_cast<int>(code);
 }

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/format.h"
+#include "base/stage.h"
 #include "base/timer.h"
 #include "comm/stop.h"
 #include "model/expert_plan.h"
@@ -212,6 +213,7 @@ std::vector<BatchAnswer> generate_batch(const Transformer& model, std::span<cons
   int64_t answers = 0, under_way = 0;
   Timer timer;
   while (const auto plan = share_plan(queue.get(), world)) {
+    set_stage("generate");
     stop_together(world, "generate");
     for (const Admission& admission : *plan) {
       if (admission.rank == world.rank()) batch.begin(admission.request);
