@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -28,6 +29,7 @@ namespace {
 constexpr double kOrderlyEndS = 2;  // for leaving MPI after an error that all ranks met
 constexpr double kLingerS = 0.2;    // of the speaker: the others read the verdict and go first
 constexpr double kTroublePollS = 0.02;
+constexpr double kStagePollS = 0.1;  // a new stage is told this soon; a new layer with the next beat
 constexpr double kStoodStillS = 1;
 constexpr uint32_t kMaxPayload = 1 << 16;
 constexpr size_t kMaxText = 4000;
@@ -114,14 +116,15 @@ class Heartbeat::Thread {
     double next_beat = 0;
     for (bool leaving = false; !leaving;) {
       const double before = seconds_now();
-      const double wait = watch_.in_trouble() ? kTroublePollS : std::max(0.0, next_beat - before);
+      const double wait = watch_.in_trouble() ? kTroublePollS : std::clamp(next_beat - before, 0.0, kStagePollS);
       wait_for_input(wait);
       const double now = seconds_now();
       for (size_t peer = 0; peer < sockets_.size(); ++peer) read_from(peer, now);
       if (now - before > wait + kStoodStillS) watch_.forgive(now);
       leaving = take_orders(now);
-      if (now >= next_beat) {
-        const Stage stage = current_stage();
+      const Stage stage = current_stage();
+      if (now >= next_beat || stage.name != told_stage_) {
+        told_stage_ = stage.name;
         tell_all(Message::beat, fmt::format("{} {} {}", watch_.beat_interval_s(), stage.layer, stage.name));
         next_beat = now + watch_.beat_interval_s();
       }
@@ -301,6 +304,7 @@ class Heartbeat::Thread {
   std::vector<Descriptor> sockets_;  // by rank; empty for this rank and for those that are gone
   std::vector<std::string> inbox_, outbox_;
   RankWatch watch_;
+  std::string told_stage_;
   double orderly_deadline_ = 0;
   int orderly_code_ = 1;
 

@@ -57,7 +57,7 @@ class Faults : public ::testing::Test {
   Words carve() {
     const std::string file = out("given.h5");
     SpawnedJob job(
-        on(1, {"profile", "--model", kModel, "--dataset", kText, "--samples", sized(240), "--seq-len", "128", "--out", file}),
+        on(1, {"profile", "--model", kModel, "--dataset", kText, "--samples", sized(480), "--seq-len", "128", "--out", file}),
         folder_.path());
     EXPECT_EQ(job.wait(60), 0) << job.err();
     return {"carve", "--model", kModel, "--profile", file, "--experts", "S3A3E8", "--out", out("carved")};
@@ -105,7 +105,7 @@ class Faults : public ::testing::Test {
   void hit(const Words& command, const std::string& product, int ranks, int victim, int signal, const std::string& sentence) {
     SpawnedJob job(on(ranks, command), folder_.path());
     ASSERT_TRUE(job.wait_until(at_work(job, ranks, product))) << job.err();
-    if (product.empty()) std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the stage is told, and work is under way
     std::vector<pid_t> pids;
     for (int r = 0; r < ranks; ++r) pids.push_back(job.watching_rank(r));
     for (const pid_t pid : pids) ASSERT_GT(pid, 0) << "the job ended before the fault\n" << job.err();
