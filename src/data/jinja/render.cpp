@@ -59,9 +59,9 @@ class Renderer {
           assign(statement.names[0], evaluate(*statement.expression));
         } else {
           Value* target = find_variable(statement.names[0]);
-          CMOE_CHECK(target && target->dict(), "chat template: line {}: '{}' is no namespace", statement.line,
+          CMOE_CHECK(target && is_namespace(*target), "chat template: line {}: '{}' is no namespace", statement.line,
                      statement.names[0]);
-          set_member(*target->dict(), statement.names[1], evaluate(*statement.expression));
+          set_member(*target->dict(), statement.names[1], evaluate_member(*statement.expression));
         }
         return Flow::on;
       case Statement::Kind::set_block: {
@@ -146,13 +146,13 @@ class Renderer {
       }
       case Node::list: {
         List list;
-        for (const auto& item : node.args) list.push_back(evaluate(*item));
+        for (const auto& item : node.args) list.push_back(evaluate_member(*item));
         return list;
       }
       case Node::dict: {
         Dict dict;
         for (size_t i = 0; i < node.args.size(); i += 2)
-          set_member(dict, to_text(evaluate(*node.args[i])), evaluate(*node.args[i + 1]));
+          set_member(dict, to_text(evaluate(*node.args[i])), evaluate_member(*node.args[i + 1]));
         return dict;
       }
       case Node::member:
@@ -161,8 +161,11 @@ class Renderer {
         return index(evaluate(*node.args[0]), evaluate(*node.args[1]), node.line);
       case Node::slice:
         return slice(node);
-      case Node::call:
-        return call_function(node.text, arguments(node, 0), node.line);
+      case Node::call: {
+        Value value = call_function(node.text, arguments(node, 0), node.line);
+        if (node.text == "namespace") namespaces_.push_back(value);
+        return value;
+      }
       case Node::method:
         return call_method(node.text, evaluate(*node.args[0]), arguments(node, 1), node.line);
       case Node::filter:
@@ -182,10 +185,23 @@ class Renderer {
     return {};
   }
 
+  /// A value that goes into a list, dict or namespace. Only namespaces change, so with none of them inside another value no
+  /// value can hold itself.
+  Value evaluate_member(const Expression& node) {
+    Value value = evaluate(node);
+    CMOE_CHECK(!is_namespace(value), "chat template: line {}: a namespace inside another value is not supported", node.line);
+    return value;
+  }
+
+  bool is_namespace(const Value& value) const {
+    return value.dict() && std::any_of(namespaces_.begin(), namespaces_.end(),
+                                       [&](const Value& known) { return known.dict() == value.dict(); });
+  }
+
   Arguments arguments(const Expression& node, size_t from) {
     Arguments result;
     for (size_t i = from; i < node.args.size(); ++i) result.values.push_back(evaluate(*node.args[i]));
-    for (const auto& [name, value] : node.named) result.named.emplace_back(name, evaluate(*value));
+    for (const auto& [name, value] : node.named) result.named.emplace_back(name, evaluate_member(*value));
     return result;
   }
 
@@ -330,6 +346,7 @@ class Renderer {
   }
 
   std::vector<Dict> scopes_;
+  std::vector<Value> namespaces_;  // all that were made; kept alive, so that an address means one
   std::string out_;
   int64_t bounds_[3] = {};
 };

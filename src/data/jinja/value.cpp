@@ -41,37 +41,16 @@ std::string number_text(double value) {
   return text.find_first_of(".en") == std::string::npos ? text + ".0" : text;
 }
 
-/// A namespace may be put into itself; whoever walks through values stops here.
-constexpr int64_t kMaxDepth = 100;
+constexpr int kMaxDepth = 100;
 
-void check_depth(int64_t depth) {
+int checked_depth(int depth) {
   CMOE_CHECK(depth <= kMaxDepth, "chat template: a value nested more than {} deep", kMaxDepth);
+  return depth;
 }
 
-std::string text_of(const Value& value, int64_t depth);
-
-std::string repr(const Value& value, int64_t depth) { return value.string() ? quoted(*value.string()) : text_of(value, depth); }
-
-std::string text_of(const Value& value, int64_t depth) {
-  check_depth(depth);
-  if (value.is_undefined()) return {};
-  if (value.is_none()) return "None";
-  if (const auto* flag = value.as<bool>()) return *flag ? "True" : "False";
-  if (const auto* number = value.as<int64_t>()) return std::to_string(*number);
-  if (const auto* number = value.as<double>()) return number_text(*number);
-  if (const auto* text = value.string()) return *text;
-  std::string result;
-  if (const List* list = value.list()) {
-    for (const Value& item : *list) result += (result.empty() ? "" : ", ") + repr(item, depth + 1);
-    return "[" + result + "]";
-  }
-  for (const auto& [name, member] : *value.dict())
-    result += (result.empty() ? "" : ", ") + quoted(name) + ": " + repr(member, depth + 1);
-  return "{" + result + "}";
-}
+std::string repr(const Value& value) { return value.string() ? quoted(*value.string()) : to_text(value); }
 
 void write_json(const Value& value, int64_t indent, int64_t level, std::string& out) {
-  check_depth(level);
   const auto new_line = [&](int64_t at) {
     if (indent >= 0) out += '\n' + std::string(static_cast<size_t>(indent * at), ' ');
   };
@@ -104,6 +83,18 @@ void write_json(const Value& value, int64_t indent, int64_t level, std::string& 
 }
 
 }  // namespace
+
+Value::Value(List list) {
+  for (const Value& item : list) depth = std::max(depth, item.depth);
+  depth = checked_depth(depth + 1);
+  data = std::make_shared<List>(std::move(list));
+}
+
+Value::Value(Dict dict) {
+  for (const auto& [name, member] : dict) depth = std::max(depth, member.depth);
+  depth = checked_depth(depth + 1);
+  data = std::make_shared<Dict>(std::move(dict));
+}
 
 const int64_t* Value::integer(int64_t& storage) const {
   if (const auto* flag = as<bool>()) {
@@ -155,7 +146,21 @@ bool equal(const Value& a, const Value& b) {
   return true;  // none and none, undefined and undefined
 }
 
-std::string to_text(const Value& value) { return text_of(value, 0); }
+std::string to_text(const Value& value) {
+  if (value.is_undefined()) return {};
+  if (value.is_none()) return "None";
+  if (const auto* flag = value.as<bool>()) return *flag ? "True" : "False";
+  if (const auto* number = value.as<int64_t>()) return std::to_string(*number);
+  if (const auto* number = value.as<double>()) return number_text(*number);
+  if (const auto* text = value.string()) return *text;
+  std::string result;
+  if (const List* list = value.list()) {
+    for (const Value& item : *list) result += (result.empty() ? "" : ", ") + repr(item);
+    return "[" + result + "]";
+  }
+  for (const auto& [name, member] : *value.dict()) result += (result.empty() ? "" : ", ") + quoted(name) + ": " + repr(member);
+  return "{" + result + "}";
+}
 
 std::string to_json(const Value& value, int64_t indent) {
   std::string out;

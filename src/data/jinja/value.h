@@ -22,6 +22,7 @@ struct None {};
 /// What an expression of a template gives. Lists and dicts are shared, as in Python.
 struct Value {
   std::variant<Undefined, None, bool, int64_t, double, std::string, std::shared_ptr<List>, std::shared_ptr<Dict>> data;
+  int depth = 0;  // of lists and dicts in one another
 
   Value() = default;
   Value(Undefined value) : data(std::move(value)) {}
@@ -31,8 +32,9 @@ struct Value {
   Value(double value) : data(value) {}
   Value(std::string value) : data(std::move(value)) {}
   Value(const char* value) : data(std::string(value)) {}
-  Value(List list) : data(std::make_shared<List>(std::move(list))) {}
-  Value(Dict dict) : data(std::make_shared<Dict>(std::move(dict))) {}
+  /// @throws Error beyond a depth of 100: a template may nest values round by round, and walking through them recurses.
+  Value(List list);
+  Value(Dict dict);
 
   template <class T>
   const T* as() const {
