@@ -1,5 +1,7 @@
 // cmoe: one program, one sub-command per job.
 
+#include <malloc.h>
+
 #include <cstdio>
 #include <cstring>
 #include <new>
@@ -65,6 +67,12 @@ int end_with_error(Environment& environment, const char* message, ExitCode code)
   return static_cast<int>(code);
 }
 
+// Layers ask for the same large arrays again and again; given back to the system each time, they cost page faults.
+void keep_freed_memory() {
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+}
+
 }  // namespace
 
 int run(int argc, char** argv) {
@@ -82,6 +90,7 @@ int run(int argc, char** argv) {
     print_usage(stderr);
     return static_cast<int>(ExitCode::user);
   }
+  keep_freed_memory();
   Environment environment(argc, argv);
   set_log({.rank = environment.world().rank(), .size = environment.world().size(), .host = host_name()});
   try {

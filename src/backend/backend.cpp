@@ -17,6 +17,10 @@ void Backend::rms_norm_backward(const Tensor&, const Tensor&, float, const Tenso
   refuse(*this, "rms_norm_backward");
 }
 
+void Backend::dropout(const Tensor&, std::span<const int32_t>, uint64_t, float, Tensor&, bool) const {
+  refuse(*this, "dropout");
+}
+
 void Backend::swiglu_backward(const Tensor&, const Tensor&, const Tensor&, Tensor&, Tensor&) const {
   refuse(*this, "swiglu_backward");
 }

@@ -53,9 +53,13 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string description() const = 0;
 
-  /// Packs `weight` [out_features, in_features] (f32, f16 or bf16) for linear(). `dtype` is f32 or bf16: what is kept and multiplied;
-  /// sums are f32.
+  /// Packs `weight` [out_features, in_features] (f32, f16 or bf16) for linear(). `dtype` is f32 or bf16: what is kept and
+  /// multiplied; sums are f32.
   virtual Weight prepare(const Tensor& weight, DType dtype) const = 0;
+
+  /// The same in f32 for a weight one of whose sides is short: a matrix of LoRA, packed again after every step. For linear()
+  /// and linear_transposed() alone.
+  virtual Weight prepare_narrow(const Tensor& weight) const { return prepare(weight, DType::f32); }
 
   /// y = x W^T, or y += x W^T. x [T, in_features], y [T, out_features]; y may not overlap x.
   virtual void linear(const Tensor& x, const Weight& weight, Tensor& y, bool accumulate = false) const = 0;
@@ -69,14 +73,15 @@ class Backend {
   /// y = x / sqrt(mean(x^2) + epsilon) * weight, per row. x, y [T, d] (may be the same tensor), weight [d].
   virtual void rms_norm(const Tensor& x, const Tensor& weight, float epsilon, Tensor& y) const = 0;
 
-  /// Rotates pairs (i, i + head_dim / 2) of every head in place: x [T, heads * head_dim]; cos and sin [positions, head_dim / 2];
-  /// row t has position positions[t].
-  virtual void rope(Tensor& x, int64_t head_dim, std::span<const int32_t> positions, const Tensor& cos, const Tensor& sin) const = 0;
+  /// Rotates pairs (i, i + head_dim / 2) of every head in place: x [T, heads * head_dim]; cos and sin [positions, head_dim /
+  /// 2]; row t has position positions[t].
+  virtual void rope(Tensor& x, int64_t head_dim, std::span<const int32_t> positions, const Tensor& cos,
+                    const Tensor& sin) const = 0;
 
   /// Appends this step's keys and values (k, v [T, kv_heads * head_dim]) to the spans' caches, then causal attention with
   /// scale 1 / sqrt(head_dim): out [T, heads * head_dim]. heads = q columns / head_dim is a multiple of kv_heads.
-  virtual void attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, int64_t head_dim,
-                         Tensor& out) const = 0;
+  virtual void attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
+                         int64_t head_dim, Tensor& out) const = 0;
 
   /// h = silu(gate) * up, elementwise; h may be gate or up.
   virtual void swiglu(const Tensor& gate, const Tensor& up, Tensor& h) const = 0;
@@ -90,9 +95,10 @@ class Backend {
   /// out[i] = x[rows[i]]; x [T, d], out [n, d].
   virtual void gather_rows(const Tensor& x, std::span<const int32_t> rows, Tensor& out) const = 0;
 
-  /// -log softmax(x W^T)[target] of each row, in nats; rows whose target is negative give 0. Never holds more than a few hundred
-  /// rows of logits. x [T, d], head [vocab, d].
-  virtual void cross_entropy(const Tensor& x, const Weight& head, std::span<const int32_t> targets, std::span<double> nll) const = 0;
+  /// -log softmax(x W^T)[target] of each row, in nats; rows whose target is negative give 0. Never holds more than a few
+  /// hundred rows of logits. x [T, d], head [vocab, d].
+  virtual void cross_entropy(const Tensor& x, const Weight& head, std::span<const int32_t> targets,
+                             std::span<double> nll) const = 0;
 
   // Gradients. A backend for inference alone leaves them out; calling one is then an Error that names the backend.
 
@@ -102,6 +108,11 @@ class Backend {
 
   /// dx += gradient of rms_norm(x) given dy; x, dy, dx [T, d]. The norm's weight is a constant.
   virtual void rms_norm_backward(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& dy, Tensor& dx) const;
+
+  /// y = x keep / (1 - p), or y += that, with a mask of 64 random bits per four elements: rows of x [T, d] are masked by
+  /// random_bits(key, row[t] ceil(d / 4) + i / 4); `row` may be empty (row t). p in steps of 2^-16.
+  virtual void dropout(const Tensor& x, std::span<const int32_t> row, uint64_t key, float p, Tensor& y,
+                       bool accumulate = false) const;
 
   /// dgate = dh up silu'(gate), dup = dh silu(gate); both may be one of the inputs.
   virtual void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dh, Tensor& dgate, Tensor& dup) const;
@@ -118,8 +129,8 @@ class Backend {
   /// z = x W^T, z' the teacher's logits. Rows whose target is negative have neither.
   struct LossWeights {
     float nll = 1, kl = 0;
-    float temperature = 1;                ///< tau
-    const Tensor* teacher_x = nullptr;    ///< [T, d'], needed where kl > 0
+    float temperature = 1;                 ///< tau
+    const Tensor* teacher_x = nullptr;     ///< [T, d'], needed where kl > 0
     const Weight* teacher_head = nullptr;  ///< [vocab, d']
   };
   /// @param nll, kl  of each row, nats, before weighting and tau^2; kl is 0 without a teacher.

@@ -38,8 +38,8 @@ void LoraLinear::initialise(const ParameterSet& parameters, uint64_t seed) const
 
 void LoraLinear::pack(const Backend& backend, const ParameterSet& parameters) {
   if (!adapted()) return;
-  a_packed = backend.prepare(parameters.value(a), DType::f32);
-  b_packed = backend.prepare(parameters.value(b), DType::f32);
+  a_packed = backend.prepare_narrow(parameters.value(a));
+  b_packed = backend.prepare_narrow(parameters.value(b));
 }
 
 void LoraLinear::forward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens, Tensor& y, bool accumulate,
@@ -47,10 +47,9 @@ void LoraLinear::forward(const SequencePass& pass, const Tensor& x, std::span<co
   pass.backend.linear(x, *base, y, accumulate);
   if (!adapted()) return;
   saved.u = Tensor(DType::f32, {x.dim(0), a_packed.out_features()});
-  const DropoutMask drop = mask(pass);
-  if (drop.active()) {
+  if (pass.dropout > 0) {
     Tensor kept(DType::f32, x.shape());
-    drop.apply(x, tokens, kept, false);
+    pass.backend.dropout(x, tokens, mask_key(pass), pass.dropout, kept);
     pass.backend.linear(kept, a_packed, saved.u);
   } else {
     pass.backend.linear(x, a_packed, saved.u);
@@ -69,17 +68,16 @@ void LoraLinear::backward(const SequencePass& pass, const Tensor& x, std::span<c
   Tensor du(DType::f32, saved.u.shape());
   pass.backend.linear_transposed(dy, b_packed, du);
   multiply_by(scale, du);
-  const DropoutMask drop = mask(pass);
-  if (!drop.active()) {
+  if (pass.dropout == 0) {
     pass.backend.multiply_transposed(du, x, da, /*accumulate=*/true);
     pass.backend.linear_transposed(du, a_packed, dx, /*accumulate=*/true);
     return;
   }
   Tensor work(DType::f32, x.shape());
-  drop.apply(x, tokens, work, false);
+  pass.backend.dropout(x, tokens, mask_key(pass), pass.dropout, work);
   pass.backend.multiply_transposed(du, work, da, /*accumulate=*/true);
   pass.backend.linear_transposed(du, a_packed, work);
-  drop.apply(work, tokens, dx, true);
+  pass.backend.dropout(work, tokens, mask_key(pass), pass.dropout, dx, /*accumulate=*/true);
 }
 
 }  // namespace cmoe

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "backend/backend.h"
-#include "train/dropout.h"
+#include "base/random.h"
 #include "train/parameters.h"
 
 namespace cmoe {
@@ -41,7 +41,8 @@ struct LoraLinear {
   struct Saved {
     Tensor u;  ///< scale dropout(x) A^T [T, r]
   };
-  /// y = or += the module's output. @param tokens  see DropoutMask::apply.
+  /// y = or += the module's output. @param tokens  numbers of the rows in their sequence, so that a row's mask does
+  /// not depend on where a batch put it; empty means row i.
   void forward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens, Tensor& y, bool accumulate,
                Saved& saved) const;
   /// dx = or += the gradient; those of A and B are added to the pass's. @param x  as given to forward.
@@ -49,7 +50,7 @@ struct LoraLinear {
                 const Saved& saved, Tensor& dx, bool accumulate) const;
 
  private:
-  DropoutMask mask(const SequencePass& pass) const { return {random_bits(pass.dropout_key, id), pass.dropout}; }
+  uint64_t mask_key(const SequencePass& pass) const { return random_bits(pass.dropout_key, id); }
 };
 
 }  // namespace cmoe

@@ -1,4 +1,5 @@
 cmoe_test(backend/test_products)
+cmoe_test(backend/test_narrow_products)
 cmoe_test(backend/test_elementwise)
 cmoe_test(backend/test_attention)
 cmoe_test(backend/test_cross_entropy)

@@ -31,4 +31,11 @@ void swiglu_backward(const float* gate, const float* up, const float* dh, int64_
 void exp_scaled(const float* x, int64_t n, float scale, float shift, float factor, float* y);
 void softmax_backward(const float* p, const float* dp, int64_t n, float mean, float scale, float* ds);
 
+void narrow_dots(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t n, int64_t k, float* y, int64_t ldy);
+void narrow_sums(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t n, int64_t k, float* y, int64_t ldy,
+                 bool add);
+void narrow_outer(const float* a, int64_t lda, int64_t n, const float* b, int64_t ldb, int64_t columns, int64_t t, float* c,
+                  int64_t ldc);
+void dropout(const float* x, int64_t n, uint64_t state, uint64_t counter, uint32_t threshold, float keep, float* y, bool add);
+
 }  // namespace cmoe::kernels::CMOE_ISA

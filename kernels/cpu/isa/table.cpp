@@ -32,6 +32,10 @@ const Table& CMOE_JOIN(table_, CMOE_ISA)() {
       .swiglu_backward = CMOE_ISA::swiglu_backward,
       .exp_scaled = CMOE_ISA::exp_scaled,
       .softmax_backward = CMOE_ISA::softmax_backward,
+      .narrow_dots = CMOE_ISA::narrow_dots,
+      .narrow_sums = CMOE_ISA::narrow_sums,
+      .narrow_outer = CMOE_ISA::narrow_outer,
+      .dropout = CMOE_ISA::dropout,
   };
   return table;
 }

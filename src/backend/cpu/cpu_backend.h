@@ -7,6 +7,8 @@
 
 namespace cmoe::cpu {
 
+struct NarrowWeight;
+
 /// Checks shapes, splits work over threads, calls the kernels of one instruction set.
 class CpuBackend : public Backend {
  public:
@@ -14,6 +16,7 @@ class CpuBackend : public Backend {
 
   std::string description() const override;
   Weight prepare(const Tensor& weight, DType dtype) const override;
+  Weight prepare_narrow(const Tensor& weight) const override;
   void linear(const Tensor& x, const Weight& weight, Tensor& y, bool accumulate) const override;
   void multiply_transposed(const Tensor& a, const Tensor& b, Tensor& c, bool accumulate) const override;
   void embed(std::span<const int32_t> ids, const Tensor& table, Tensor& y) const override;
@@ -29,6 +32,7 @@ class CpuBackend : public Backend {
   void cross_entropy(const Tensor& x, const Weight& head, std::span<const int32_t> targets,
                      std::span<double> nll) const override;
   void linear_transposed(const Tensor& dy, const Weight& weight, Tensor& dx, bool accumulate) const override;
+  void dropout(const Tensor& x, std::span<const int32_t> row, uint64_t key, float p, Tensor& y, bool accumulate) const override;
   void rms_norm_backward(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& dy, Tensor& dx) const override;
   void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dh, Tensor& dgate, Tensor& dup) const override;
   void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& dout,
@@ -38,6 +42,9 @@ class CpuBackend : public Backend {
                               std::span<double> nll, std::span<double> kl, Tensor& dx) const override;
 
  private:
+  void narrow_linear(const Tensor& x, const NarrowWeight& weight, Tensor& y, bool accumulate) const;
+  void narrow_linear_transposed(const Tensor& dy, const NarrowWeight& weight, Tensor& dx, bool accumulate) const;
+  void narrow_outer(const Tensor& a, const Tensor& b, Tensor& c, bool accumulate) const;
   const kernels::Gemm& gemm(DType dtype) const { return dtype == DType::bf16 ? bf16_ : table_.f32; }
 
   CpuIsa isa_;

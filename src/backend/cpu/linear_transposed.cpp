@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/narrow_weight.h"
 #include "backend/cpu/packed_weight.h"
 #include "base/error.h"
 #include "base/parallel.h"
@@ -107,6 +108,9 @@ void CpuBackend::linear_transposed(const Tensor& dy, const Weight& weight, Tenso
   if (n == 0) {
     if (!accumulate) std::memset(dx.raw(), 0, static_cast<size_t>(dx.bytes()));
     return;
+  }
+  if (const auto* narrow = dynamic_cast<const NarrowWeight*>(&weight.impl())) {
+    return narrow_linear_transposed(dy, *narrow, dx, accumulate);
   }
   const auto& packed = static_cast<const PackedWeight&>(weight.impl());
   const auto* panels = dynamic_cast<const Panels*>(&packed);

@@ -4,6 +4,7 @@
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/large_pages.h"
+#include "backend/cpu/narrow_weight.h"
 #include "backend/cpu/onednn.h"
 #include "backend/cpu/packed_weight.h"
 #include "base/error.h"
@@ -131,6 +132,7 @@ void CpuBackend::linear(const Tensor& x, const Weight& weight, Tensor& y, bool a
     if (!accumulate) std::memset(y.raw(), 0, static_cast<size_t>(y.bytes()));
     return;
   }
+  if (const auto* narrow = dynamic_cast<const NarrowWeight*>(&weight.impl())) return narrow_linear(x, *narrow, y, accumulate);
   const auto& packed = static_cast<const PackedWeight&>(weight.impl());
   const float* from = x.data<float>();
   multiply(
@@ -149,6 +151,7 @@ void CpuBackend::multiply_transposed(const Tensor& a, const Tensor& b, Tensor& c
     if (!accumulate) std::memset(c.raw(), 0, static_cast<size_t>(c.bytes()));
     return;
   }
+  if (std::min(n, m) <= kNarrow) return narrow_outer(a, b, c, accumulate);
   // b plays the weight with k = t, packed here; columns of a play the rows of x.
   thread_local Scratch scratch;
   const int64_t panels = ceil_div(m, kPanel), panel_bytes = t * kPanel * 4;
