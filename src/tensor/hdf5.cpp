@@ -371,4 +371,10 @@ double H5File::number_attribute(const std::string& object, const std::string& ke
   return value;
 }
 
+std::string hdf5_version() {
+  unsigned major = 0, minor = 0, release = 0;
+  H5get_libversion(&major, &minor, &release);
+  return fmt::format("HDF5 {}.{}.{} with MPI", major, minor, release);
+}
+
 }  // namespace cmoe

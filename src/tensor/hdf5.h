@@ -120,4 +120,7 @@ class H5File {
 
 std::string_view name_of(H5Type type);
 
+/// "HDF5 1.10.8 with MPI", of the library that runs.
+std::string hdf5_version();
+
 }  // namespace cmoe
