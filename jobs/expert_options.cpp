@@ -21,6 +21,9 @@ void ExpertOptions::declare(Options& options) {
   options.add("redundant-experts", &redundant_experts, "copies of hot experts in each layer, with balanced placement",
               {.least = 0, .most = 1 << 20});
   options.add_choice("wire-dtype", &wire_dtype, {"f32", "bf16"}, "type of the rows that travel; f32 changes no result");
+  options.add("dispatch-chunks", &dispatch_chunks,
+              "pieces of a rank's tokens that travel one behind the other, so that one is computed while others are under way",
+              {.least = 1, .most = 64});
   options.add("moe-stats", &moe_stats, "write tokens, bytes and times of every MoE layer to this JSON file, and print a table");
   options.add("trace", &trace, "write the times of every MoE layer's stages to this file, in Chrome's trace format");
   options.add("dry-run", &dry_run, "print memory and bytes on the wire of every rank, from the headers, and stop");
@@ -52,7 +55,9 @@ ExpertGroups::ExpertGroups(const ExpertOptions& options, const Checkpoint& check
   if (!checkpoint.config.moe) return;
   std::vector<ExpertPlacement> placement = options.place(checkpoint, size);
   group_ = world.split(world.rank() / size);
-  parallel_ = std::make_shared<ExpertParallel>(*group_, std::move(placement), options.dispatcher_options());
+  const auto parallel = std::make_shared<ExpertParallel>(*group_, std::move(placement), options.dispatcher_options());
+  parallel->set_chunks(options.dispatch_chunks);
+  parallel_ = parallel;
   if (!options.moe_stats.empty() || !options.trace.empty())
     recorder_ = std::make_unique<MoeRecorder>(parallel_, world, /*keep_calls=*/!options.trace.empty());
 }

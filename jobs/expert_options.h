@@ -15,7 +15,7 @@ namespace cmoe::jobs {
 
 /// Options of the jobs that run carved models: how routed experts spread over ranks, and what is told about it.
 struct ExpertOptions {
-  int64_t expert_parallel = 0, redundant_experts = 0;
+  int64_t expert_parallel = 0, redundant_experts = 0, dispatch_chunks = 1;
   std::string dispatcher = "auto", placement = "contiguous", wire_dtype = "f32", moe_stats, trace, plan_link;
   bool dry_run = false;
 

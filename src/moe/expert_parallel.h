@@ -28,6 +28,10 @@ class ExpertParallel {
   const ExpertPlacement& placement(int64_t layer) const { return placement_[static_cast<size_t>(layer)]; }
   Dispatcher& dispatcher() const { return *dispatcher_; }
 
+  /// Pieces of a rank's tokens that go through a layer one behind the other; the same on all ranks.
+  int64_t chunks() const { return chunks_; }
+  void set_chunks(int64_t chunks) { chunks_ = chunks; }
+
   /// Whether this rank holds a copy of the expert.
   bool holds(int64_t layer, GlobalExpert expert) const { return placement(layer).find_local(expert, rank()).has_value(); }
 
@@ -36,6 +40,7 @@ class ExpertParallel {
   Communicator* group_;
   std::vector<ExpertPlacement> placement_;
   std::unique_ptr<Dispatcher> dispatcher_;
+  int64_t chunks_ = 1;
 };
 
 }  // namespace cmoe

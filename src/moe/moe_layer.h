@@ -24,12 +24,15 @@ enum class MoeStage : size_t {
 };
 inline constexpr size_t kMoeStages = 6;
 
-/// One call of a MoE layer on this rank, when it is done.
+/// One piece of tokens through a MoE layer on this rank, when it is done (a call has as many as ExpertParallel::chunks()).
 struct MoeCall {
-  std::chrono::steady_clock::time_point begin;
-  std::array<double, kMoeStages> seconds{};  ///< by MoeStage; each begins where the one before it ends
-  int64_t tokens = 0;                        ///< of this rank
-  int64_t rows_served = 0;                   ///< (token, expert) pairs computed here
+  struct Stage {
+    std::chrono::steady_clock::time_point begin;
+    double seconds = 0;
+  };
+  std::array<Stage, kMoeStages> stages{};  ///< by MoeStage; other pieces' stages lie between them
+  int64_t tokens = 0;                      ///< of this rank
+  int64_t rows_served = 0;                 ///< (token, expert) pairs computed here
   ExchangeReport report;
 };
 
@@ -52,15 +55,19 @@ struct MoeLayer {
   std::shared_ptr<const ExpertParallel> parallel;  ///< who holds which expert; of all layers of the model
 
   /// x += FFN(input); input, x [T, d]: route, dispatch, shared expert while rows travel, experts, combine. Collective over
-  /// `parallel`'s group. The sum is x + shared + c + experts ascending, each added in f32, so that with f32 on the wire the
-  /// result does not depend on ranks, placement, transport or the other rows.
+  /// `parallel`'s group. The tokens go in ExpertParallel::chunks() pieces: one is routed, and its experts run, while others'
+  /// rows and results are under way. The sum is x + shared + c + experts ascending, each added in f32, so that with f32 on the
+  /// wire the result does not depend on ranks, placement, transport or the other rows.
   void add_to(const Backend& backend, int64_t layer, const Tensor& input, Tensor& x, MoeObserver* observer) const;
 
   /// Of the weights this rank holds.
   int64_t bytes() const;
 
  private:
-  void add_shared(const Backend& backend, const Tensor& input, Tensor& x, PendingDispatch& under_way) const;
+  struct Piece;
+  void send(const Backend& backend, int64_t layer, Piece& piece, MoeObserver* observer) const;
+  void add_shared(const Backend& backend, Piece& piece) const;
+  void run_experts(const Backend& backend, int64_t layer, Piece& piece) const;
 };
 
 }  // namespace cmoe

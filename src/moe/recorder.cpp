@@ -9,7 +9,7 @@ namespace {
 
 constexpr const char* kStageNames[kMoeStages] = {"route", "send", "shared expert", "receive", "experts", "combine"};
 
-double seconds_of(const MoeCall& call, MoeStage stage) { return call.seconds[static_cast<size_t>(stage)]; }
+double seconds_of(const MoeCall& call, MoeStage stage) { return call.stages[static_cast<size_t>(stage)].seconds; }
 
 }  // namespace
 
@@ -45,16 +45,14 @@ std::string MoeRecorder::chrome_trace(Communicator& world) const {
   process["args"] = {{"name", fmt::format("rank {}", world.rank())}};
   std::string mine = process.dump();
   for (const Kept& kept : kept_) {
-    double at = std::chrono::duration<double, std::micro>(kept.call.begin - origin_).count();
     for (size_t s = 0; s < kMoeStages; ++s) {
-      const double duration = kept.call.seconds[s] * 1e6;
+      const MoeCall::Stage& interval = kept.call.stages[s];
       nlohmann::json stage = event("X", kStageNames[s]);
       stage["cat"] = "moe";
-      stage["ts"] = at;
-      stage["dur"] = duration;
+      stage["ts"] = std::chrono::duration<double, std::micro>(interval.begin - origin_).count();
+      stage["dur"] = interval.seconds * 1e6;
       stage["args"] = {{"layer", kept.layer}, {"tokens", kept.call.tokens}, {"rows_served", kept.call.rows_served}};
       mine += ",\n" + stage.dump();
-      at += duration;
     }
   }
   std::string text = "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n";

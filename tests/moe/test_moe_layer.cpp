@@ -32,7 +32,7 @@ struct Observer : MoeObserver {
     served_pairs += call.rows_served;
     tokens += call.tokens;
     sent += call.report.sent.total();
-    for (double seconds : call.seconds) EXPECT_GE(seconds, 0);
+    for (const MoeCall::Stage& stage : call.stages) EXPECT_GE(stage.seconds, 0);
   }
   int64_t calls = 0, routed_pairs = 0, served_pairs = 0, tokens = 0, sent = 0;
 };
@@ -63,10 +63,12 @@ class MoeLayerTest : public ::testing::TestWithParam<Selector> {
     return made;
   }
   // This rank's part of the layer: other ranks' experts are not there.
-  MoeLayer spread(ExpertPlacement placement, const DispatcherOptions& options) {
+  MoeLayer spread(ExpertPlacement placement, const DispatcherOptions& options, int64_t chunks = 1) {
     MoeLayer mine = layer;
-    mine.parallel =
+    const auto parallel =
         std::make_shared<ExpertParallel>(comm, std::vector<ExpertPlacement>(static_cast<size_t>(kLayers), placement), options);
+    parallel->set_chunks(chunks);
+    mine.parallel = parallel;
     for (int32_t e = 0; e < kExperts; ++e) {
       if (!mine.parallel->holds(1, GlobalExpert{e})) mine.experts[static_cast<size_t>(e)] = {};
     }
@@ -129,6 +131,26 @@ TEST_P(MoeLayerTest, TheResultDoesNotDependOnTheSpread) {
         std::vector<int64_t> pairs{observer.served_pairs, observer.routed_pairs};
         comm.all_reduce_sum(pairs);
         EXPECT_EQ(pairs[0], pairs[1]);
+      }
+    }
+  }
+}
+
+TEST_P(MoeLayerTest, TheResultDoesNotDependOnThePieces) {
+  const int ranks = comm.size(), rank = comm.rank();
+  for (const DispatcherKind kind : {DispatcherKind::all_to_all, DispatcherKind::all_gather}) {
+    for (const int64_t chunks : {2, 3, 8}) {
+      const MoeLayer mine = spread(ExpertPlacement::contiguous(kExperts, ranks), {.kind = kind}, chunks);
+      // Pieces of several tokens, of one and of none.
+      for (const int64_t tokens : {int64_t{rank % 3 * 300 + 1}, int64_t{rank == 0}, int64_t{5}}) {
+        const Tensor input = random_rows(1000, kHidden, random).rows(0, tokens);
+        const Tensor x = random_rows(1000, kHidden, random).rows(0, tokens);
+        Tensor y = x.clone();
+        Observer observer;
+        mine.add_to(*backend, 1, input, y, &observer);
+        EXPECT_TRUE(same_bits(y, reference(input, x))) << chunks << " " << tokens;
+        EXPECT_EQ(observer.calls, chunks);
+        EXPECT_EQ(observer.tokens, tokens);
       }
     }
   }
