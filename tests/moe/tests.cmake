@@ -1,6 +1,7 @@
 cmoe_test(moe/test_dispatcher RANKS 1 2 3 4 8 TIMEOUT 60)
 cmoe_test(moe/test_dispatch_torture RANKS 1 2 3 4 8 31 TIMEOUT 120)
 cmoe_test(moe/test_moe_layer RANKS 1 2 3 4 8 TIMEOUT 60)
+cmoe_test(moe/test_pair_exchange RANKS 1 2 3 4)
 cmoe_test(moe/test_placement)
 cmoe_test(moe/test_stats RANKS 1 3 TIMEOUT 60)
 cmoe_test(moe/test_wire_model)
