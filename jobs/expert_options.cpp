@@ -11,13 +11,17 @@
 
 namespace cmoe::jobs {
 
-void ExpertOptions::declare(Options& options) {
+void ExpertOptions::declare_spread(Options& options) {
   options.add("expert-parallel", &expert_parallel,
               "ranks that share the routed experts of a carved model; the others read other text. 0: the ranks of a node",
               {.least = 0, .most = 1 << 20});
   options.add_choice("dispatcher", &dispatcher, {"auto", "all_to_all", "all_gather"}, "how tokens travel to their experts");
   options.add_choice("placement", &placement, {"contiguous", "balanced"},
                      "of experts on ranks: in order, or even by the loads of the calibration text");
+}
+
+void ExpertOptions::declare(Options& options) {
+  declare_spread(options);
   options.add("redundant-experts", &redundant_experts, "copies of hot experts in each layer, with balanced placement",
               {.least = 0, .most = 1 << 20});
   options.add_choice("wire-dtype", &wire_dtype, {"f32", "bf16"}, "type of the rows that travel; f32 changes no result");

@@ -20,6 +20,8 @@ struct ExpertOptions {
   bool dry_run = false;
 
   void declare(Options& options);
+  /// --expert-parallel, --dispatcher and --placement alone.
+  void declare_spread(Options& options);
   /// Ranks of a group: as asked, or the ranks of a node where they divide the world. Collective.
   /// @throws Error when the groups would not divide the world.
   int group_size(Communicator& world) const;

@@ -15,6 +15,7 @@
 #include "carve/profile.h"
 #include "data/load_tokenizer.h"
 #include "data/windows.h"
+#include "jobs/expert_options.h"
 #include "jobs/jobs.h"
 #include "jobs/loss_plot.h"
 #include "jobs/session.h"
@@ -147,7 +148,7 @@ std::string identity_of(const Options& options, const Checkpoint& checkpoint) {
     const std::string key = line.substr(0, line.find_first_of(" ="));
     bool free = key.empty() || key[0] == '#';
     for (const char* name : {"out", "model", "teacher", "resume", "save-every", "eval-dataset", "eval-every", "eval-windows",
-                             "threads", "quiet", "config", "recompute"})
+                             "threads", "quiet", "config", "recompute", "expert-parallel", "dispatcher", "placement"})
       free = free || key == name;
     if (!free) identity += line + "\n";
   }
@@ -219,10 +220,12 @@ nlohmann::ordered_json to_json(const StepReport& report, double seconds, const J
 int finetune(int argc, char** argv, Environment& environment) {
   Session session(environment);
   Job job;
+  ExpertOptions expert_options;
   Options options("cmoe finetune",
                   "Trains LoRA adapters, the router scale and the balance of a carved model on text. The result in --out is an "
                   "adapter that\ncmoe merge, cmoe --adapter and PEFT read.");
   declare(options, job);
+  expert_options.declare_spread(options);
   session.declare(options);
   if (!session.parse(options, argc, argv)) return 0;
   apply_recipe(options, job);
@@ -247,7 +250,8 @@ int finetune(int argc, char** argv, Environment& environment) {
                    job, checkpoint.config);
 
   const DType dtype = parse_dtype(job.dtype);
-  const Transformer base(checkpoint, session.backend(), dtype);
+  const ExpertGroups groups(expert_options, checkpoint, world);
+  const Transformer base(checkpoint, session.backend(), dtype, Transformer::LoadFfn::yes, groups.parallel());
   TrainedModel model(checkpoint, base, trained_parts(job), static_cast<uint64_t>(job.seed));
   std::unique_ptr<Transformer> teacher;
   if (!job.teacher.empty()) teacher = std::make_unique<Transformer>(session.open_model(job.teacher), session.backend(), dtype);
@@ -268,8 +272,10 @@ int finetune(int argc, char** argv, Environment& environment) {
   if (session.is_root()) {
     write_file_atomically(job.out + "/finetune.cfg", options.effective_config());
     log.emplace(job.out, trainer.steps_done());
-    log_info("{} trained values in {} adapters, {} steps of {} sequences of {} tokens", format_count(model.parameters().size()),
-             model.adapters().size(), trainer.steps(), job.batch_size, job.seq_len);
+    log_info("{} trained values, {} steps of {} sequences of {} tokens; {}", format_count(model.layout().size()),
+             trainer.steps(), job.batch_size, job.seq_len,
+             model.group_size() > 1 ? fmt::format("groups of {} ranks share the experts", model.group_size())
+                                    : "every rank holds all weights");
   }
 
   const auto evaluate_now = [&] {
@@ -299,8 +305,8 @@ int finetune(int argc, char** argv, Environment& environment) {
     if (job.eval_every > 0 && (last || report.step % job.eval_every == 0)) evaluate_now();
   }
   progress.finish();
+  if (world.rank() < model.group_size()) write_adapter(model, job.model, job.dropout, job.out);
   if (session.is_root()) {
-    write_adapter(model, job.model, job.dropout, job.out);
     write_file_atomically(job.out + "/loss.svg", log->plot());
     log_info("adapter in {}/; cmoe merge --model {} --adapter {} --out FOLDER makes a model of it", job.out, job.model,
              job.out);

@@ -31,9 +31,10 @@ std::string target_pattern(const std::set<std::string>& targets) {
 nlohmann::ordered_json peft_config(const TrainedModel& model, const std::string& base_model, double dropout) {
   const TrainedParts& parts = model.parts();
   nlohmann::ordered_json ranks = nlohmann::ordered_json::object();
-  for (const LoraLinear* linear : model.adapters()) {
-    const int64_t rank = model.rank_of(*linear);
-    if (rank != parts.rank) ranks[linear->module.substr(std::string_view("model.").size())] = rank;
+  constexpr std::string_view kModel = "model.", kA = ".lora_A";
+  for (const Parameter& parameter : model.layout().all()) {
+    if (!parameter.name.ends_with(kA) || parameter.shape[0] == parts.rank) continue;
+    ranks[parameter.name.substr(kModel.size(), parameter.name.size() - kModel.size() - kA.size())] = parameter.shape[0];
   }
   return {{"peft_type", "LORA"},
           {"task_type", "CAUSAL_LM"},
@@ -70,15 +71,16 @@ std::string safetensors_bytes(const std::vector<std::pair<std::string, Tensor>>&
 
 std::vector<std::string> write_adapter(const TrainedModel& model, const std::string& base_model, double dropout,
                                        const std::string& folder) {
-  const ParameterSet& parameters = model.parameters();
+  const Tensor values = model.collect_values();
+  if (values.size() == 0) return {};
   std::vector<std::pair<std::string, Tensor>> adapters, routers;
-  for (const LoraLinear* linear : model.adapters()) {
-    adapters.emplace_back("base_model.model." + linear->module + ".lora_A.weight", parameters.value(linear->a));
-    adapters.emplace_back("base_model.model." + linear->module + ".lora_B.weight", parameters.value(linear->b));
-  }
-  for (size_t i = 0; i < parameters.all().size(); ++i) {
-    if (parameters.all()[i].group != ParameterGroup::lora)
-      routers.emplace_back(parameters.all()[i].name, parameters.value(static_cast<int64_t>(i)));
+  for (const Parameter& parameter : model.layout().all()) {
+    const Tensor value = values.rows(parameter.place, parameter.place + parameter.size).reshape(parameter.shape);
+    if (parameter.group == ParameterGroup::lora) {
+      adapters.emplace_back("base_model.model." + parameter.name + ".weight", value);
+    } else {
+      routers.emplace_back(parameter.name, value);
+    }
   }
   for (int64_t l = 0; model.parts().router_bias && model.parts().keep_router_bias && l < model.num_layers(); ++l) {
     const Router& router = model.router(l);

@@ -101,33 +101,58 @@ Tensor TrainedModel::embed(std::span<const int32_t> tokens, const Segments& segm
   return base_.embed(DocumentBatch(base_.config(), tokens, segments).batch());
 }
 
-void TrainedModel::forward_layer(const SequencePass& pass, const Segments& segments, int64_t index, Tensor& x,
+TrainedModel::Gradients TrainedModel::make_gradients() const {
+  Gradients gradients{Tensor::zeros(DType::f32, {parameters_.size()}), {}};
+  for (int rank = 0; rank < group_size(); ++rank)
+    gradients.experts.push_back(Tensor::zeros(DType::f32, {expert_parameters_.size()}));
+  return gradients;
+}
+
+GroupPass TrainedModel::group_pass(const Dropout& dropout, const Gradients* gradients, double token_weight) const {
+  const auto ranks = static_cast<size_t>(group_size()), me = static_cast<size_t>(parallel_ ? parallel_->rank() : 0);
+  if (dropout.probability > 0 && dropout.keys.size() != ranks)
+    fail_internal("train: {} dropout keys for a group of {} ranks", dropout.keys.size(), ranks);
+  const auto of = [&](size_t rank, const ParameterSet& parameters, const Tensor* gradient) {
+    return SequencePass{.backend = base_.backend(),
+                        .parameters = parameters,
+                        .gradient = gradient,
+                        .dropout_key = dropout.probability > 0 ? dropout.keys[rank] : 0,
+                        .dropout = dropout.probability,
+                        .token_weight = static_cast<float>(token_weight)};
+  };
+  GroupPass pass{of(me, parameters_, gradients ? &gradients->parameters : nullptr), {}};
+  for (size_t r = 0; r < ranks; ++r)
+    pass.sources.push_back(of(r, expert_parameters_, gradients ? &gradients->experts[r] : nullptr));
+  return pass;
+}
+
+void TrainedModel::forward_layer(const GroupPass& pass, const Segments& segments, int64_t index, Tensor& x,
                                  Saved& saved) const {
   const Layer& layer = layers_[static_cast<size_t>(index)];
-  layer.attention.forward(pass, segments, x, saved.attention);
+  layer.attention.forward(pass.own, segments, x, saved.attention);
   CMOE_CHECK(all_finite(x), "layer {}: its attention gave a value that is not finite; lower the learning rate", index);
   saved.x = x.clone();
   saved.ffn_input = Tensor(DType::f32, x.shape());
-  pass.backend.rms_norm(x, *layer.ffn_norm, layer.attention.epsilon, saved.ffn_input);
+  pass.own.backend.rms_norm(x, *layer.ffn_norm, layer.attention.epsilon, saved.ffn_input);
   if (const auto* dense = std::get_if<FfnBlock>(&layer.ffn)) {
-    dense->forward(pass, saved.ffn_input, {}, x, /*accumulate=*/true, saved.ffn.emplace<FfnBlock::Saved>());
+    dense->forward(pass.own, saved.ffn_input, {}, x, /*accumulate=*/true, saved.ffn.emplace<FfnBlock::Saved>());
   } else {
     std::get<MoeBlock>(layer.ffn).forward(pass, saved.ffn_input, x, saved.ffn.emplace<MoeBlock::Saved>());
   }
   CMOE_CHECK(all_finite(x), "layer {}: its FFN gave a value that is not finite; lower the learning rate", index);
 }
 
-void TrainedModel::backward_layer(const SequencePass& pass, const Segments& segments, int64_t index, const Saved& saved,
+void TrainedModel::backward_layer(const GroupPass& pass, const Segments& segments, int64_t index, const Saved& saved,
                                   Tensor& dx) const {
   const Layer& layer = layers_[static_cast<size_t>(index)];
   Tensor dinput(DType::f32, dx.shape());
   if (const auto* dense = std::get_if<FfnBlock>(&layer.ffn)) {
-    dense->backward(pass, saved.ffn_input, {}, dx, std::get<FfnBlock::Saved>(saved.ffn), dinput, false);
+    dense->backward(pass.own, saved.ffn_input, {}, dx, std::get<FfnBlock::Saved>(saved.ffn), dinput, false);
   } else {
     std::get<MoeBlock>(layer.ffn).backward(pass, saved.ffn_input, std::get<MoeBlock::Saved>(saved.ffn), dx, dinput);
   }
-  pass.backend.rms_norm_backward(saved.x, *layer.ffn_norm, layer.attention.epsilon, dinput, dx);
-  layer.attention.backward(pass, segments, saved.attention, dx);
+  pass.own.backend.rms_norm_backward(saved.x, *layer.ffn_norm, layer.attention.epsilon, dinput, dx);
+  layer.attention.backward(pass.own, segments, saved.attention, dx);
 }
 
 void TrainedModel::count(int64_t layer, const Saved& saved, Routed& routed) const {
@@ -146,13 +171,14 @@ void TrainedModel::count(int64_t layer, const Saved& saved, Routed& routed) cons
 }
 
 SequenceLoss TrainedModel::add_gradient(std::span<const int32_t> tokens, const Segments& segments, const LossOptions& options,
-                                        const Teacher& teacher, double token_weight, uint64_t dropout_key, float dropout,
-                                        const Tensor& gradient, Routed& routed) const {
-  const SequencePass pass{base_.backend(), parameters_, &gradient, dropout_key, dropout, static_cast<float>(token_weight)};
+                                        const Teacher& teacher, double token_weight, const Dropout& dropout,
+                                        const Gradients& gradients, Routed& routed) const {
+  const GroupPass pass = group_pass(dropout, &gradients, token_weight);
+  const bool distils = teacher.model && !tokens.empty();
   const int64_t layers = num_layers();
   const std::vector<int32_t> targets = next_tokens(tokens, segments);
   TeacherStates taught;
-  if (teacher.model) {
+  if (distils) {
     const DocumentBatch documents(teacher.model->config(), tokens, segments);
     taught = run_teacher(*teacher.model, documents.batch(), teacher.hidden);
   }
@@ -165,7 +191,7 @@ SequenceLoss TrainedModel::add_gradient(std::span<const int32_t> tokens, const S
     const Tensor input = options.recompute ? x.clone() : Tensor();
     forward_layer(pass, segments, l, x, now);
     count(l, now, routed);
-    if (teacher.hidden) outputs.push_back(x.clone());
+    if (distils && teacher.hidden) outputs.push_back(x.clone());
     if (options.recompute) {
       now = Saved();
       now.input = input;
@@ -174,14 +200,14 @@ SequenceLoss TrainedModel::add_gradient(std::span<const int32_t> tokens, const S
 
   Tensor hidden(DType::f32, x.shape()), dhidden(DType::f32, x.shape());
   const auto epsilon = static_cast<float>(base_.config().rms_norm_eps);
-  pass.backend.rms_norm(x, base_.final_norm_weight(), epsilon, hidden);
+  pass.own.backend.rms_norm(x, base_.final_norm_weight(), epsilon, hidden);
   const Backend::LossWeights weights{.nll = static_cast<float>(options.nll * token_weight),
-                                     .kl = teacher.logits ? static_cast<float>(options.kl * token_weight) : 0.0f,
+                                     .kl = distils && teacher.logits ? static_cast<float>(options.kl * token_weight) : 0.0f,
                                      .temperature = static_cast<float>(options.temperature),
-                                     .teacher_x = teacher.logits ? &taught.last : nullptr,
-                                     .teacher_head = teacher.logits ? &teacher.model->head() : nullptr};
+                                     .teacher_x = distils && teacher.logits ? &taught.last : nullptr,
+                                     .teacher_head = distils && teacher.logits ? &teacher.model->head() : nullptr};
   std::vector<double> nll(targets.size()), kl(targets.size());
-  pass.backend.cross_entropy_backward(hidden, base_.head(), targets, weights, nll, kl, dhidden);
+  pass.own.backend.cross_entropy_backward(hidden, base_.head(), targets, weights, nll, kl, dhidden);
   SequenceLoss loss;
   for (size_t i = 0; i < targets.size(); ++i) {
     loss.nll += nll[i];
@@ -191,10 +217,10 @@ SequenceLoss TrainedModel::add_gradient(std::span<const int32_t> tokens, const S
   CMOE_CHECK(std::isfinite(loss.nll + loss.kl), "head: the loss is not finite; lower the learning rate");
 
   Tensor dx = Tensor::zeros(DType::f32, x.shape());
-  pass.backend.rms_norm_backward(x, base_.final_norm_weight(), epsilon, dhidden, dx);
+  pass.own.backend.rms_norm_backward(x, base_.final_norm_weight(), epsilon, dhidden, dx);
   for (int64_t l = layers - 1; l >= 0; --l) {
     Saved& now = saved[static_cast<size_t>(l)];
-    if (teacher.hidden) {
+    if (distils && teacher.hidden) {
       const double share = 1.0 / static_cast<double>(layers);
       loss.hidden += share * add_hidden_gradient(outputs[static_cast<size_t>(l)], taught.layers[static_cast<size_t>(l)],
                                                  options.hidden * token_weight * share, dx);
@@ -210,7 +236,7 @@ SequenceLoss TrainedModel::add_gradient(std::span<const int32_t> tokens, const S
 }
 
 Tensor TrainedModel::hidden_states(std::span<const int32_t> tokens, const Segments& segments) const {
-  const SequencePass pass{.backend = base_.backend(), .parameters = parameters_};
+  const GroupPass pass = group_pass({}, nullptr, 1);
   Tensor x = embed(tokens, segments);
   for (int64_t l = 0; l < num_layers(); ++l) {
     Saved saved;

@@ -3,61 +3,88 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/parallel.h"
 
 namespace cmoe {
 
-std::pair<int64_t, int64_t> slice_of(int64_t size, int rank, int ranks) {
-  const int64_t chunks = (size + kSumChunk - 1) / kSumChunk;
-  const auto cut = [&](int64_t r) { return std::min(size, chunks * r / ranks * kSumChunk); };
+std::vector<int64_t> chunk_begins(const ParameterSet& parameters) {
+  std::vector<int64_t> begins;
+  for (const Parameter& parameter : parameters.all()) {
+    for (int64_t at = 0; at < parameter.size; at += kSumChunk) begins.push_back(parameter.offset + at);
+  }
+  begins.push_back(parameters.size());
+  return begins;
+}
+
+std::pair<int64_t, int64_t> slice_of(std::span<const int64_t> chunk_begin, int rank, int ranks) {
+  const int64_t size = chunk_begin.back();
+  const auto cut = [&](int64_t r) { return *std::lower_bound(chunk_begin.begin(), chunk_begin.end(), size * r / ranks); };
   return {cut(rank), cut(rank + 1)};
 }
 
-GradientSum::GradientSum(int64_t size, Communicator& comm) : size_(size), comm_(comm) {
+GradientSum::GradientSum(const ParameterSet& parameters, Communicator& comm)
+    : comm_(comm), chunk_begin_(chunk_begins(parameters)) {
+  for (const Parameter& parameter : parameters.all()) {
+    for (int64_t at = 0; at < parameter.size; at += kSumChunk) chunk_place_.push_back(parameter.place + at);
+  }
   const auto [begin, end] = slice();
   sum_ = Tensor::zeros(DType::f32, {end - begin});
 }
 
 void GradientSum::clear() { std::fill(sum_.span<float>().begin(), sum_.span<float>().end(), 0.0f); }
 
-void GradientSum::add(const Tensor& gradient, int64_t sequences) {
-  if (sequences < 0 || sequences > comm_.size()) fail_internal("gradients: {} sequences on {} ranks", sequences, comm_.size());
+void GradientSum::add(std::span<const Tensor> gradients, std::span<const int64_t> terms) {
+  const auto ranks = static_cast<size_t>(comm_.size()), me = static_cast<size_t>(comm_.rank());
+  if (terms.size() != ranks || static_cast<int64_t>(gradients.size()) < terms[me])
+    fail_internal("gradients: {} numbers of terms for {} ranks, {} gradients here", terms.size(), ranks, gradients.size());
   const int64_t mine = sum_.size();
-  const float* terms = gradient.data<float>();
-  if (comm_.size() > 1) {
-    std::vector<int64_t> send(static_cast<size_t>(comm_.size())), receive(send.size());
-    for (int r = 0; r < comm_.size(); ++r) {
-      const auto [begin, end] = slice_of(size_, r, comm_.size());
-      send[static_cast<size_t>(r)] = comm_.rank() < sequences ? end - begin : 0;
-      receive[static_cast<size_t>(r)] = r < sequences ? mine : 0;
+  std::vector<int64_t> first(ranks);  // number of each rank's first term
+  std::exclusive_scan(terms.begin(), terms.end(), first.begin(), int64_t{0});
+  std::vector<const float*> term(static_cast<size_t>(first.back() + terms.back()));
+  if (ranks == 1) {
+    for (size_t i = 0; i < term.size(); ++i) term[i] = gradients[i].data<float>();
+  } else {
+    received_.resize(static_cast<size_t>(mine) * term.size());
+    float* to = received_.data();
+    const int64_t turns = *std::max_element(terms.begin(), terms.end());
+    for (int64_t turn = 0; turn < turns; ++turn) {  // the turn-th term of each rank that has one
+      std::vector<int64_t> send(ranks), receive(ranks);
+      for (size_t r = 0; r < ranks; ++r) {
+        const auto [begin, end] = slice_of(chunk_begin_, static_cast<int>(r), comm_.size());
+        send[r] = turn < terms[me] ? end - begin : 0;
+        receive[r] = turn < terms[r] ? mine : 0;
+      }
+      const void* from = turn < terms[me] ? gradients[static_cast<size_t>(turn)].raw() : nullptr;
+      comm_.all_to_all_v(from, send, to, receive, sizeof(float));
+      for (size_t r = 0; r < ranks; ++r) {
+        if (turn >= terms[r]) continue;
+        term[static_cast<size_t>(first[r] + turn)] = to;
+        to += mine;
+      }
     }
-    received_.resize(static_cast<size_t>(mine * sequences));
-    comm_.all_to_all_v(gradient.data<float>(), send, received_.data(), receive, sizeof(float));
-    terms = received_.data();
   }
   float* sum = sum_.data<float>();
   parallel_for(mine, kSumChunk, [&](int64_t begin, int64_t end) {
-    for (int64_t s = 0; s < sequences; ++s) {
-      const float* term = terms + s * mine;
-      for (int64_t i = begin; i < end; ++i) sum[i] += term[i];
+    for (const float* values : term) {
+      for (int64_t i = begin; i < end; ++i) sum[i] += values[i];
     }
   });
 }
 
-double GradientSum::norm() const {
-  std::vector<double> squares(static_cast<size_t>((sum_.size() + kSumChunk - 1) / kSumChunk));
-  for (size_t c = 0; c < squares.size(); ++c) {
-    const int64_t begin = static_cast<int64_t>(c) * kSumChunk, end = std::min(sum_.size(), begin + kSumChunk);
-    for (int64_t i = begin; i < end; ++i) {
+void GradientSum::append_squares(std::vector<ChunkSquare>& squares) const {
+  const auto [slice_begin, slice_end] = slice();
+  for (size_t c = 0; c < chunk_place_.size(); ++c) {
+    if (chunk_begin_[c] < slice_begin || chunk_begin_[c] >= slice_end) continue;
+    double square = 0;
+    for (int64_t i = chunk_begin_[c] - slice_begin; i < chunk_begin_[c + 1] - slice_begin; ++i) {
       const auto value = static_cast<double>(sum_.data<float>()[i]);
-      squares[c] += value * value;
+      square += value * value;
     }
+    squares.push_back({chunk_place_[c], square});
   }
-  double total = 0;
-  for (double square : comm_.all_gather_v<double>(squares)) total += square;
-  return std::sqrt(total);
 }
 
 void GradientSum::gather(const Tensor& values) const {
@@ -66,6 +93,14 @@ void GradientSum::gather(const Tensor& values) const {
   const std::vector<float> all =
       comm_.all_gather_v<float>(std::span<const float>(values.data<float>() + begin, static_cast<size_t>(end - begin)));
   std::memcpy(values.raw(), all.data(), all.size() * sizeof(float));
+}
+
+double norm_of(const std::vector<GradientSum::ChunkSquare>& mine, Communicator& comm) {
+  std::vector<GradientSum::ChunkSquare> all = comm.all_gather_v<GradientSum::ChunkSquare>(mine);
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.place < b.place; });
+  double total = 0;
+  for (const auto& chunk : all) total += chunk.square;
+  return std::sqrt(total);
 }
 
 }  // namespace cmoe

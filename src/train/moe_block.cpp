@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/parallel.h"
+#include "moe/pair_exchange.h"
 
 namespace cmoe {
 namespace {
@@ -21,18 +22,6 @@ float dot(const float* a, const float* b, int64_t n) {
   return sums[0];
 }
 
-// Calls body(t, pair) for the pairs of every token, tokens on all threads, the pairs of one token in order.
-template <class Body>
-void for_each_pair(const Routing& routing, const Body& body) {
-  parallel_for(routing.tokens(), 64, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const auto at = static_cast<size_t>(t);
-      for (int32_t pair = routing.expert_offset[at]; pair < routing.expert_offset[at + 1]; ++pair)
-        body(t, static_cast<size_t>(pair));
-    }
-  });
-}
-
 std::vector<float> softmax(const float* s, int64_t n) {
   float top = s[0];
   for (int64_t j = 1; j < n; ++j) top = std::max(top, s[j]);
@@ -43,41 +32,32 @@ std::vector<float> softmax(const float* s, int64_t n) {
   return p;
 }
 
-std::span<const int32_t> tokens_of(const Grouping& grouping, size_t expert) {
-  return std::span(grouping.row_token)
-      .subspan(static_cast<size_t>(grouping.expert_begin[expert]),
-               static_cast<size_t>(grouping.expert_begin[expert + 1] - grouping.expert_begin[expert]));
-}
-
 }  // namespace
 
-void MoeBlock::forward(const SequencePass& pass, const Tensor& input, Tensor& x, Saved& saved) const {
-  if (shared) shared->forward(pass, input, {}, x, /*accumulate=*/true, saved.shared);
-  if (compensation_bias.size() > 0) pass.backend.add_bias(compensation_bias, x);
-  if (experts.empty()) return;
-  const int64_t d = input.dim(1);
-  score(pass, input, saved);
-  saved.routing = select_experts(router, saved.scores);
-  saved.grouping = group_by_expert(saved.routing, static_cast<int64_t>(experts.size()));
-  const Grouping& grouping = saved.grouping;
-  saved.rows = Tensor(DType::f32, {static_cast<int64_t>(grouping.row_token.size()), d});
-  pass.backend.gather_rows(input, grouping.row_token, saved.rows);
-  Tensor outputs(DType::f32, saved.rows.shape());
-  saved.experts.assign(experts.size(), {});
-  for (size_t e = 0; e < experts.size(); ++e) {
-    const int64_t begin = grouping.expert_begin[e], end = grouping.expert_begin[e + 1];
-    Tensor out = outputs.rows(begin, end);
-    experts[e].forward(pass, saved.rows.rows(begin, end), tokens_of(grouping, e), out, false, saved.experts[e]);
+void MoeBlock::forward(const GroupPass& pass, const Tensor& input, Tensor& x, Saved& saved) const {
+  std::unique_ptr<PendingDispatch> under_way;
+  if (!experts.empty()) {
+    score(pass.own, input, saved);
+    saved.routing = select_experts(router, saved.scores);
+    under_way = parallel->dispatcher().dispatch_start(input, saved.routing, parallel->placement(layer));
   }
-  for_each_pair(saved.routing, [&](int64_t t, size_t pair) {
-    float* y = x.row<float>(t);
-    const float* out = outputs.row<float>(grouping.pair_row[pair]);
-    const float g = saved.routing.weight[pair];
-    for (int64_t i = 0; i < d; ++i) y[i] += g * out[i];
-  });
-  if (weighs_outputs() || regression > 0) saved.outputs = outputs;
-}
+  if (shared) shared->forward(pass.own, input, {}, x, /*accumulate=*/true, saved.shared);
+  if (compensation_bias.size() > 0) pass.own.backend.add_bias(compensation_bias, x);
+  if (experts.empty()) return;
 
+  Dispatched arrived = under_way->wait();
+  receive(arrived.handle, arrived.expert_offset, saved);
+  saved.rows = arrived.rows;
+  Tensor outputs(DType::f32, saved.rows.shape());
+  saved.experts.assign(saved.row_begin.size() - 1, {});
+  for (const RowGroup& group : row_groups(pass, saved)) {
+    Tensor out = outputs.rows(group.begin, group.end);
+    group.expert.forward(group.source, saved.rows.rows(group.begin, group.end), group.tokens, out, false,
+                         saved.experts[group.index]);
+  }
+  parallel->dispatcher().combine(outputs, std::move(arrived.handle), x);
+  if (needs_outputs()) saved.outputs = outputs;
+}
 void MoeBlock::score(const SequencePass& pass, const Tensor& input, Saved& saved) const {
   if (router.kind == RouterKind::linear) {
     saved.scores = router_scores(pass.backend, router, input);
@@ -94,49 +74,100 @@ void MoeBlock::score(const SequencePass& pass, const Tensor& input, Saved& saved
   }
 }
 
-void MoeBlock::backward(const SequencePass& pass, const Tensor& input, const Saved& saved, const Tensor& dy,
+// What the experts must know of the pairs beside their rows, and where each rank's rows begin.
+void MoeBlock::receive(const DispatchHandle& handle, const std::vector<int64_t>& expert_offset, Saved& saved) const {
+  struct Pair {
+    int32_t token;
+    float factor;
+  };
+  std::vector<Pair> pairs;
+  for (int64_t t = 0; t < saved.routing.tokens(); ++t) {
+    for (size_t i = 0; i < saved.routing.experts(t).size(); ++i)
+      pairs.push_back({static_cast<int32_t>(t), saved.routing.weight[pairs.size()]});
+  }
+  saved.row_token.clear();
+  saved.row_factor.clear();
+  for (const Pair& pair : send_with_rows<Pair>(parallel->group(), handle, pairs)) {
+    saved.row_token.push_back(pair.token);
+    saved.row_factor.push_back(pair.factor);
+  }
+
+  const auto ranks = static_cast<size_t>(parallel->ranks());
+  std::vector<size_t> source(saved.row_token.size());
+  for (size_t r = 0; r < ranks; ++r) {
+    for (int64_t q = handle.served_begin[r]; q < handle.served_begin[r + 1]; ++q)
+      source[static_cast<size_t>(handle.row_of_served[static_cast<size_t>(q)])] = r;
+  }
+  saved.row_begin = {0};
+  for (size_t e = 0; e + 1 < expert_offset.size(); ++e) {
+    int64_t row = expert_offset[e];
+    for (size_t r = 0; r < ranks; ++r) {
+      while (row < expert_offset[e + 1] && source[static_cast<size_t>(row)] == r) ++row;
+      saved.row_begin.push_back(row);
+    }
+  }
+}
+
+std::vector<MoeBlock::RowGroup> MoeBlock::row_groups(const GroupPass& pass, const Saved& saved) const {
+  const auto local = parallel->placement(layer).local_experts(parallel->rank());
+  const size_t ranks = pass.sources.size();
+  std::vector<RowGroup> groups;
+  for (size_t i = 0; i + 1 < saved.row_begin.size(); ++i) {
+    const int64_t begin = saved.row_begin[i], end = saved.row_begin[i + 1];
+    if (begin == end) continue;
+    groups.push_back({i, experts[static_cast<size_t>(index_of(local[i / ranks]))], pass.sources[i % ranks], begin, end,
+                      std::span(saved.row_token).subspan(static_cast<size_t>(begin), static_cast<size_t>(end - begin))});
+  }
+  return groups;
+}
+
+void MoeBlock::backward(const GroupPass& pass, const Tensor& input, const Saved& saved, const Tensor& dy,
                         Tensor& dinput) const {
+  std::unique_ptr<PendingDispatch> under_way;
+  if (!experts.empty()) {
+    Routing unweighted = saved.routing;  // the factors wait where the experts are
+    std::fill(unweighted.weight.begin(), unweighted.weight.end(), 1.0f);
+    under_way = parallel->dispatcher().dispatch_start(dy, unweighted, parallel->placement(layer));
+  }
   if (shared) {
-    shared->backward(pass, input, {}, dy, saved.shared, dinput, false);
+    shared->backward(pass.own, input, {}, dy, saved.shared, dinput, false);
   } else {
     std::fill(dinput.span<float>().begin(), dinput.span<float>().end(), 0.0f);
   }
   if (experts.empty()) return;
-  const Grouping& grouping = saved.grouping;
+
+  Dispatched arrived = under_way->wait();
   const int64_t d = input.dim(1);
-  Tensor dout(DType::f32, saved.rows.shape()), drows(DType::f32, saved.rows.shape());
-  for_each_pair(saved.routing, [&](int64_t t, size_t pair) {
-    const float* from = dy.row<float>(t);
-    float* to = dout.row<float>(grouping.pair_row[pair]);
-    const float g = saved.routing.weight[pair];
-    for (int64_t i = 0; i < d; ++i) to[i] = g * from[i];
+  Tensor &dout = arrived.rows, drows(DType::f32, dout.shape());
+  std::vector<PairGradient> of_rows(needs_outputs() ? saved.row_token.size() : 0);
+  parallel_for(dout.dim(0), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const auto at = static_cast<size_t>(row);
+      float* to = dout.row<float>(row);
+      if (needs_outputs()) {
+        const float* out = saved.outputs.row<float>(row);
+        of_rows[at] = {dot(to, out, d), regression > 0 ? std::sqrt(dot(out, out, d)) : 0.0f};
+      }
+      for (int64_t i = 0; i < d; ++i) to[i] *= saved.row_factor[at];
+    }
   });
-  for (size_t e = 0; e < experts.size(); ++e) {
-    const int64_t begin = grouping.expert_begin[e], end = grouping.expert_begin[e + 1];
-    Tensor dx = drows.rows(begin, end);
-    experts[e].backward(pass, saved.rows.rows(begin, end), tokens_of(grouping, e), dout.rows(begin, end), saved.experts[e], dx,
-                        false);
+  for (const RowGroup& group : row_groups(pass, saved)) {
+    Tensor dx = drows.rows(group.begin, group.end);
+    group.expert.backward(group.source, saved.rows.rows(group.begin, group.end), group.tokens,
+                          dout.rows(group.begin, group.end), saved.experts[group.index], dx, false);
   }
-  for_each_pair(saved.routing, [&](int64_t t, size_t pair) {
-    const float* from = drows.row<float>(grouping.pair_row[pair]);
-    float* to = dinput.row<float>(t);
-    for (int64_t i = 0; i < d; ++i) to[i] += from[i];
-  });
-  if (saved.outputs.size() > 0) router_backward(pass, input, saved, dy, dinput);
+  std::vector<PairGradient> of_pairs;
+  if (needs_outputs()) of_pairs = send_home<PairGradient>(parallel->group(), arrived.handle, of_rows);
+  parallel->dispatcher().combine(drows, std::move(arrived.handle), dinput);
+  if (needs_outputs()) router_backward(pass.own, input, saved, of_pairs, dinput);
 }
 
 // With p = softmax(s), g_j = 1 + p_j u_j and dg_j = dy . E_j(x) of the active experts (0 of the others):
 //   du_j = sum_t dg_j p_j,   ds_j = p_j (dg_j u_j - sum_k dg_k u_k p_k)
-void MoeBlock::router_backward(const SequencePass& pass, const Tensor& input, const Saved& saved, const Tensor& dy,
-                               Tensor& dinput) const {
-  const int64_t routed = saved.scores.dim(1), d = input.dim(1);
+void MoeBlock::router_backward(const SequencePass& pass, const Tensor& input, const Saved& saved,
+                               const std::vector<PairGradient>& pairs, Tensor& dinput) const {
+  const int64_t routed = saved.scores.dim(1);
   const Routing& routing = saved.routing;
-  std::vector<float> dg(routing.expert_idx.size()), norm(regression > 0 ? dg.size() : 0);
-  for_each_pair(routing, [&](int64_t t, size_t pair) {
-    const float* out = saved.outputs.row<float>(saved.grouping.pair_row[pair]);
-    dg[pair] = dot(dy.row<float>(t), out, d);
-    if (regression > 0) norm[pair] = std::sqrt(dot(out, out, d));
-  });
   Tensor ds = Tensor::zeros(DType::f32, saved.scores.shape());
   Tensor du = scale >= 0 ? pass.parameters.view(*pass.gradient, scale) : Tensor();
   for (int64_t t = 0; weighs_outputs() && t < routing.tokens(); ++t) {
@@ -146,8 +177,8 @@ void MoeBlock::router_backward(const SequencePass& pass, const Tensor& input, co
     auto pair = static_cast<size_t>(routing.expert_offset[static_cast<size_t>(t)]);
     for (int32_t expert : routing.experts(t)) {
       const auto j = static_cast<size_t>(expert);
-      if (scale >= 0) du.data<float>()[j] += dg[pair] * p[j];
-      line[j] = dg[pair++] * u[j];
+      if (scale >= 0) du.data<float>()[j] += pairs[pair].factor * p[j];
+      line[j] = pairs[pair++].factor * u[j];
       mean += line[j] * p[j];
     }
     for (int64_t j = 0; j < routed; ++j) line[j] = p[static_cast<size_t>(j)] * (line[j] - mean);
@@ -158,7 +189,8 @@ void MoeBlock::router_backward(const SequencePass& pass, const Tensor& input, co
     for (int64_t t = 0; t < routing.tokens(); ++t) {
       auto pair = static_cast<size_t>(routing.expert_offset[static_cast<size_t>(t)]);
       for (int32_t j : routing.experts(t))
-        ds_weights.row<float>(t)[j] += 2 * regression * pass.token_weight * (saved.scores.row<float>(t)[j] - norm[pair++]);
+        ds_weights.row<float>(t)[j] +=
+            2 * regression * pass.token_weight * (saved.scores.row<float>(t)[j] - pairs[pair++].norm);
     }
   }
   score_backward(pass, input, saved, ds, ds_weights, dinput);

@@ -1,6 +1,7 @@
 // Adapters put around a loaded model: construction, packing. Its passes are in backward.cpp.
 #include "train/trained_model.h"
 
+#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -47,21 +48,22 @@ TrainedModel::TrainedModel(const Checkpoint& checkpoint, const Transformer& base
     attention.rope_cos = &base.rope_cos();
     attention.rope_sin = &base.rope_sin();
     attention.rope_back = &rope_back_;
-    adapt(attention.q, prefix + "self_attn.q_proj", from.attention.q, "q", parts.rank);
-    adapt(attention.k, prefix + "self_attn.k_proj", from.attention.k, "k", parts.rank);
-    adapt(attention.v, prefix + "self_attn.v_proj", from.attention.v, "v", parts.rank);
-    adapt(attention.o, prefix + "self_attn.o_proj", from.attention.o, "o", parts.rank);
+    adapt(attention.q, parameters_, prefix + "self_attn.q_proj", from.attention.q, "q", parts.rank);
+    adapt(attention.k, parameters_, prefix + "self_attn.k_proj", from.attention.k, "k", parts.rank);
+    adapt(attention.v, parameters_, prefix + "self_attn.v_proj", from.attention.v, "v", parts.rank);
+    adapt(attention.o, parameters_, prefix + "self_attn.o_proj", from.attention.o, "o", parts.rank);
     if (const auto* dense = std::get_if<GatedFfn>(&from.ffn)) {
-      layer.ffn = adapted_ffn(*dense, prefix + "mlp", parts.rank);
+      layer.ffn = adapted_ffn(parameters_, *dense, prefix + "mlp", parts.rank);
     } else {
-      layer.ffn = adapted_moe(checkpoint, std::get<MoeLayer>(from.ffn), prefix + "mlp.");
+      layer.ffn = adapted_moe(checkpoint, std::get<MoeLayer>(from.ffn), l);
     }
     layers_.push_back(std::move(layer));
   }
-  CMOE_CHECK(parameters_.size() > 0, "finetune: nothing to train; expected --lora-targets, a router scale or router weights");
+  CMOE_CHECK(layout_.size() > 0, "finetune: nothing to train; expected --lora-targets, a router scale or router weights");
   parameters_.allocate();
+  expert_parameters_.allocate();
 
-  for (const LoraLinear* linear_module : adapters()) linear_module->initialise(parameters_, seed);
+  for_each_linear([&](const LoraLinear& module, const ParameterSet& parameters) { module.initialise(parameters, seed); });
   for (int64_t l = 0; num_routed_experts() > 0 && l < num_layers(); ++l) {
     MoeBlock& block = moe(l);
     const int64_t routed = num_routed_experts();
@@ -94,31 +96,43 @@ TrainedModel::TrainedModel(const Checkpoint& checkpoint, const Transformer& base
 
 int64_t TrainedModel::num_routed_experts() const { return base_.config().moe ? base_.config().moe->num_routed_experts() : 0; }
 
-void TrainedModel::adapt(LoraLinear& linear, const std::string& module, const Weight& weight, const std::string& target,
-                         int64_t rank) {
+void TrainedModel::adapt(LoraLinear& linear, ParameterSet& parameters, const std::string& module, const Weight& weight,
+                         const std::string& target, int64_t rank) {
   linear.base = &weight;
   linear.module = module;
-  if (parts_.lora_targets.contains(target)) linear.adapt(parameters_, rank, static_cast<float>(parts_.scale_of(rank)));
+  if (parts_.lora_targets.contains(target)) linear.adapt(parameters, rank, static_cast<float>(parts_.scale_of(rank)));
 }
 
-FfnBlock TrainedModel::adapted_ffn(const GatedFfn& ffn, const std::string& module, int64_t rank) {
+FfnBlock TrainedModel::adapted_ffn(ParameterSet& parameters, const GatedFfn& ffn, const std::string& module, int64_t rank) {
   FfnBlock block;
-  adapt(block.gate, module + ".gate_proj", ffn.gate, "gate", rank);
-  adapt(block.up, module + ".up_proj", ffn.up, "up", rank);
-  adapt(block.down, module + ".down_proj", ffn.down, "down", rank);
+  adapt(block.gate, parameters, module + ".gate_proj", ffn.gate, "gate", rank);
+  adapt(block.up, parameters, module + ".up_proj", ffn.up, "up", rank);
+  adapt(block.down, parameters, module + ".down_proj", ffn.down, "down", rank);
   if (ffn.down_bias.size() > 0) block.down_bias = &ffn.down_bias;
   return block;
 }
 
-MoeBlock TrainedModel::adapted_moe(const Checkpoint& checkpoint, const MoeLayer& layer, const std::string& prefix) {
+MoeBlock TrainedModel::adapted_moe(const Checkpoint& checkpoint, const MoeLayer& layer, int64_t number) {
   const int64_t routed = num_routed_experts(), d = base_.config().hidden_size;
+  const int64_t neurons = base_.config().moe->moe_intermediate_size;
+  const std::string prefix = fmt::format("model.layers.{}.mlp.", number);
+  parallel_ = layer.parallel;
   MoeBlock block;
-  if (layer.shared) block.shared = adapted_ffn(*layer.shared, prefix + "shared_experts", parts_.rank);
+  block.parallel = layer.parallel;
+  block.layer = number;
+  if (layer.shared) block.shared = adapted_ffn(parameters_, *layer.shared, prefix + "shared_experts", parts_.rank);
+  ParameterSet elsewhere(&layout_);  // of experts that other ranks hold: a place in the layout
+  const GatedFfn absent{Weight(neurons, d, base_.dtype(), nullptr), Weight(neurons, d, base_.dtype(), nullptr),
+                        Weight(d, neurons, base_.dtype(), nullptr), Tensor()};
   for (size_t e = 0; e < layer.experts.size(); ++e) {
-    CMOE_CHECK(layer.experts[e].gate.defined(), "{}: expert {} is held by another rank; training needs all experts on each",
-               checkpoint.path.string(), e);
-    block.experts.push_back(adapted_ffn(layer.experts[e], fmt::format("{}experts.{}", prefix, e),
-                                        parts_.expert_rank > 0 ? parts_.expert_rank : parts_.rank));
+    const size_t copies = layer.parallel->placement(number).copies(static_cast<GlobalExpert>(e)).size();
+    CMOE_CHECK(copies == 1, "{}: layer {} has expert {} on {} ranks of a group; training expects each on one",
+               checkpoint.path.string(), number, e, copies);
+    const bool here = layer.experts[e].gate.defined();
+    FfnBlock expert =
+        adapted_ffn(here ? expert_parameters_ : elsewhere, here ? layer.experts[e] : absent,
+                    fmt::format("{}experts.{}", prefix, e), parts_.expert_rank > 0 ? parts_.expert_rank : parts_.rank);
+    block.experts.push_back(here ? std::move(expert) : FfnBlock());
   }
   block.compensation_bias = layer.compensation_bias;
   if (routed == 0) return block;
@@ -141,32 +155,61 @@ MoeBlock TrainedModel::adapted_moe(const Checkpoint& checkpoint, const MoeLayer&
 
 template <class Visit>
 void TrainedModel::for_each_linear(const Visit& visit) {
-  const auto visit_ffn = [&](FfnBlock& ffn) {
-    for (LoraLinear* linear : {&ffn.gate, &ffn.up, &ffn.down}) visit(*linear);
+  const auto visit_ffn = [&](FfnBlock& ffn, ParameterSet& parameters) {
+    for (LoraLinear* linear : {&ffn.gate, &ffn.up, &ffn.down}) visit(*linear, parameters);
   };
   for (Layer& layer : layers_) {
-    for (LoraLinear* linear : {&layer.attention.q, &layer.attention.k, &layer.attention.v, &layer.attention.o}) visit(*linear);
+    for (LoraLinear* linear : {&layer.attention.q, &layer.attention.k, &layer.attention.v, &layer.attention.o})
+      visit(*linear, parameters_);
     if (auto* dense = std::get_if<FfnBlock>(&layer.ffn)) {
-      visit_ffn(*dense);
+      visit_ffn(*dense, parameters_);
     } else {
       auto& block = std::get<MoeBlock>(layer.ffn);
-      if (block.shared) visit_ffn(*block.shared);
-      for (FfnBlock& expert : block.experts) visit_ffn(expert);
+      if (block.shared) visit_ffn(*block.shared, parameters_);
+      for (FfnBlock& expert : block.experts) visit_ffn(expert, expert_parameters_);
     }
   }
 }
 
-std::vector<const LoraLinear*> TrainedModel::adapters() const {
-  std::vector<const LoraLinear*> adapters;
-  const_cast<TrainedModel*>(this)->for_each_linear([&](const LoraLinear& linear) {
-    if (linear.adapted()) adapters.push_back(&linear);
-  });
-  return adapters;
+Tensor TrainedModel::collect_values() const {
+  const bool root = !parallel_ || parallel_->rank() == 0;
+  Tensor all;
+  if (root) all = Tensor(DType::f32, {layout_.size()});
+  const auto put = [&](int64_t place, const float* values, int64_t size) {
+    std::memcpy(all.data<float>() + place, values, static_cast<size_t>(size) * sizeof(float));
+  };
+  if (root) {
+    for (const Parameter& parameter : parameters_.all())
+      put(parameter.place, parameters_.values().data<float>() + parameter.offset, parameter.size);
+  }
+  if (!parallel_) return all;
+
+  // Every rank's experts: what they are to all, their values to the root.
+  std::vector<std::array<int64_t, 2>> mine;  // place and size
+  for (const Parameter& parameter : expert_parameters_.all()) mine.push_back({parameter.place, parameter.size});
+  std::vector<int64_t> parameters_of, send(static_cast<size_t>(group_size())), receive(send.size());
+  const auto everything = parallel_->group().all_gather_v<std::array<int64_t, 2>>(mine, &parameters_of);
+  send[0] = expert_parameters_.size();
+  int64_t total = 0;
+  auto entry = everything.begin();
+  for (size_t rank = 0; root && rank < receive.size(); ++rank) {
+    for (int64_t i = 0; i < parameters_of[rank]; ++i) receive[rank] += (*entry++)[1];
+    total += receive[rank];
+  }
+  Tensor values(DType::f32, {total});
+  parallel_->group().all_to_all_v(expert_parameters_.values().raw(), send, values.raw(), receive, sizeof(float));
+  const float* from = values.data<float>();
+  for (size_t i = 0; root && i < everything.size(); ++i) {
+    const auto [place, size] = everything[i];
+    put(place, from, size);
+    from += size;
+  }
+  return all;
 }
 
 void TrainedModel::pack() {
   const Backend& backend = base_.backend();
-  for_each_linear([&](LoraLinear& linear) { linear.pack(backend, parameters_); });
+  for_each_linear([&](LoraLinear& linear, const ParameterSet& parameters) { linear.pack(backend, parameters); });
   for (int64_t l = 0; num_routed_experts() > 0 && l < num_layers(); ++l) {
     MoeBlock& block = moe(l);
     if (block.weight >= 0) block.router.weight = backend.prepare(parameters_.value(block.weight), DType::f32);

@@ -36,7 +36,11 @@ struct SequenceLoss {
   int64_t targets = 0;
 };
 
-/// A model with adapters: forward and backward of one sequence, everything frozen but the parameter set.
+/// A model with adapters: forward and backward of one sequence, everything frozen but its parameters.
+///
+/// Where `base` holds some of the routed experts, this holds their adapters and no others. The ranks that share the experts,
+/// its group, then pass their sequences through the model together: calls marked collective are made by all of them in the same
+/// order, those without a sequence with no tokens.
 ///
 /// The routers' tensors (scale, selection bias, threshold) are this object's own; the Transformer keeps what it loaded.
 class TrainedModel {
@@ -49,16 +53,24 @@ class TrainedModel {
 
   const Transformer& base() const { return base_; }
   const TrainedParts& parts() const { return parts_; }
+  /// Who holds which expert; null in a dense model.
+  const ExpertParallel* parallel() const { return parallel_.get(); }
+  int group_size() const { return parallel_ ? parallel_->ranks() : 1; }
+  /// What every rank holds.
   ParameterSet& parameters() { return parameters_; }
   const ParameterSet& parameters() const { return parameters_; }
+  /// Of the routed experts that this rank holds.
+  ParameterSet& expert_parameters() { return expert_parameters_; }
+  const ParameterSet& expert_parameters() const { return expert_parameters_; }
+  /// Of the whole model, whoever holds them.
+  const ParameterLayout& layout() const { return layout_; }
+  /// [layout().size()] all values in that order, on rank 0 of the group; undefined on its other ranks. Collective.
+  Tensor collect_values() const;
   /// Routed experts of each layer; 0 in a dense model.
   int64_t num_routed_experts() const;
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
   Router& router(int64_t layer) { return moe(layer).router; }
   const Router& router(int64_t layer) const { return const_cast<TrainedModel*>(this)->router(layer); }
-  /// Every adapted matrix, in the order of its parameters.
-  std::vector<const LoraLinear*> adapters() const;
-  int64_t rank_of(const LoraLinear& linear) const { return parameters_[linear.a].shape[0]; }
 
   /// Packs the parameters of now for the next sequences. After every change of values().
   void pack();
@@ -78,15 +90,28 @@ class TrainedModel {
     bool recompute = false;  ///< keep each layer's input alone and run the layer again in backward
   };
 
-  /// Adds the gradient of one sequence's loss to `gradient` (flat): tokens[i + 1] is the target of row i, of row i's document.
+  struct Dropout {
+    float probability = 0;
+    std::vector<uint64_t> keys;  ///< [ranks of the group] of (seed, sequence) of each rank's sequence; unused without dropout
+  };
+  /// Flat vectors that gradients are added to.
+  struct Gradients {
+    Tensor parameters;            ///< of parameters(), by this rank's sequence
+    std::vector<Tensor> experts;  ///< [ranks of the group] of expert_parameters(), by each rank's sequence
+  };
+  /// All zero.
+  Gradients make_gradients() const;
+
+  /// Adds the gradient of the loss of one sequence on each rank: tokens[i + 1] is the target of row i, of row i's document.
+  /// Collective over the group. @return  of this rank's sequence.
   /// @param token_weight  1 / the targets of the whole step. @throws Error naming the layer where a value is not finite.
   SequenceLoss add_gradient(std::span<const int32_t> tokens, const Segments& segments, const LossOptions& loss,
-                            const Teacher& teacher, double token_weight, uint64_t dropout_key, float dropout,
-                            const Tensor& gradient, Routed& routed) const;
+                            const Teacher& teacher, double token_weight, const Dropout& dropout, const Gradients& gradients,
+                            Routed& routed) const;
 
-  /// Loss alone, without dropout.
+  /// Loss alone, without dropout. Collective over the group.
   SequenceLoss evaluate(std::span<const int32_t> tokens, const Segments& segments) const;
-  /// Hidden states after the final norm [T, d], without dropout.
+  /// Hidden states after the final norm [T, d], without dropout. Collective over the group.
   Tensor hidden_states(std::span<const int32_t> tokens, const Segments& segments) const;
 
  private:
@@ -105,17 +130,21 @@ class TrainedModel {
   MoeBlock& moe(int64_t layer) { return std::get<MoeBlock>(layers_[static_cast<size_t>(layer)].ffn); }
   template <class Visit>
   void for_each_linear(const Visit& visit);
-  void adapt(LoraLinear& linear, const std::string& module, const Weight& weight, const std::string& target, int64_t rank);
-  FfnBlock adapted_ffn(const GatedFfn& ffn, const std::string& module, int64_t rank);
-  MoeBlock adapted_moe(const Checkpoint& checkpoint, const MoeLayer& layer, const std::string& prefix);
-  void forward_layer(const SequencePass& pass, const Segments& segments, int64_t layer, Tensor& x, Saved& saved) const;
-  void backward_layer(const SequencePass& pass, const Segments& segments, int64_t layer, const Saved& saved, Tensor& dx) const;
+  void adapt(LoraLinear& linear, ParameterSet& parameters, const std::string& module, const Weight& weight,
+             const std::string& target, int64_t rank);
+  FfnBlock adapted_ffn(ParameterSet& parameters, const GatedFfn& ffn, const std::string& module, int64_t rank);
+  MoeBlock adapted_moe(const Checkpoint& checkpoint, const MoeLayer& from, int64_t layer);
+  GroupPass group_pass(const Dropout& dropout, const Gradients* gradients, double token_weight) const;
+  void forward_layer(const GroupPass& pass, const Segments& segments, int64_t layer, Tensor& x, Saved& saved) const;
+  void backward_layer(const GroupPass& pass, const Segments& segments, int64_t layer, const Saved& saved, Tensor& dx) const;
   Tensor embed(std::span<const int32_t> tokens, const Segments& segments) const;
   void count(int64_t layer, const Saved& saved, Routed& routed) const;
 
   const Transformer& base_;
   TrainedParts parts_;
-  ParameterSet parameters_;
+  std::shared_ptr<const ExpertParallel> parallel_;
+  ParameterLayout layout_;
+  ParameterSet parameters_{&layout_}, expert_parameters_{&layout_};
   std::vector<Layer> layers_;
   Tensor rope_back_;
 };

@@ -22,6 +22,8 @@ std::vector<Parts> in_sequence_order(const std::vector<Parts>& mine, int64_t seq
   return ordered;
 }
 
+void set_zero(const Tensor& x) { std::fill(x.span<float>().begin(), x.span<float>().end(), 0.0f); }
+
 int64_t targets_of(const TrainingSequence& sequence) {
   int64_t targets = 0;
   for (int64_t rows : sequence.segments.rows) targets += rows - 1;
@@ -37,9 +39,16 @@ Trainer::Trainer(TrainedModel& model, const TrainedModel::Teacher& teacher, cons
       options_(options),
       sequences_(sequences),
       comm_(comm),
-      sum_(model.parameters().size(), comm),
-      adam_(options.optimizer, sum_.slice().first, sum_.slice().second),
-      gradient_(DType::f32, {model.parameters().size()}) {
+      replicas_(comm.split(comm.rank() % model.group_size())),
+      gradients_(model.make_gradients()) {
+  const int group = model.group_size(), number = model.parallel() ? model.parallel()->rank() : 0;
+  CMOE_CHECK(
+      comm.size() % group == 0 && comm.rank() % group == number,
+      "finetune: rank {} of {} has number {} in a group of {} that share experts; expected whole groups of consecutive ranks",
+      comm.rank(), comm.size(), number, group);
+  parts_.reserve(2);
+  parts_.emplace_back(model.parameters(), comm, options.optimizer);
+  parts_.emplace_back(model.expert_parameters(), *replicas_, options.optimizer);
   CMOE_CHECK(options.batch_size >= 1, "finetune: batch-size {}, expected at least 1", options.batch_size);
   CMOE_CHECK(!sequences.empty(), "finetune: no training sequence; give more text");
   for (const TrainingSequence& sequence : sequences)
@@ -60,8 +69,36 @@ int64_t Trainer::steps() const {
   return (static_cast<int64_t>(sequences_.size()) + options_.batch_size - 1) / options_.batch_size;
 }
 
+// One sequence on each rank, those beyond the batch's have none; then the sequences' gradients are added in their order.
+SequenceLoss Trainer::add_round(std::span<const TrainingSequence> batch, int64_t first, int64_t round, double token_weight,
+                                TrainedModel::Routed& routed) {
+  const int64_t ranks = comm_.size(), group = model_.group_size(), rank = comm_.rank();
+  const int64_t sequences = std::min<int64_t>(ranks, static_cast<int64_t>(batch.size()) - round);
+  TrainedModel::Dropout dropout{static_cast<float>(options_.dropout), {}};
+  for (int64_t source = rank / group * group; source < (rank / group + 1) * group; ++source)
+    dropout.keys.push_back(random_bits(options_.seed, static_cast<uint64_t>(first + round + source)));
+  set_zero(gradients_.parameters);
+  for (const Tensor& gradient : gradients_.experts) set_zero(gradient);
+
+  SequenceLoss loss;
+  const TrainingSequence none;
+  const TrainingSequence& mine = rank < sequences ? batch[static_cast<size_t>(round + rank)] : none;
+  try {
+    loss = model_.add_gradient(mine.tokens, mine.segments, options_.loss, teacher_, token_weight, dropout, gradients_, routed);
+  } catch (const Error& error) {
+    throw Error(fmt::format("step {}, sequence {}: {}", steps_done() + 1, first + round + rank, error.what()), error.code());
+  }
+
+  std::vector<int64_t> of_rank, of_group;
+  for (int64_t r = 0; r < ranks; ++r) of_rank.push_back(r < sequences ? 1 : 0);
+  for (int64_t g = 0; g < ranks / group; ++g) of_group.push_back(std::clamp<int64_t>(sequences - g * group, 0, group));
+  parts_[0].sum.add(std::span(&gradients_.parameters, 1), of_rank);
+  parts_[1].sum.add(gradients_.experts, of_group);
+  return loss;
+}
+
 StepReport Trainer::step() {
-  const int64_t step = adam_.steps(), first = step * options_.batch_size;
+  const int64_t step = steps_done(), first = step * options_.batch_size;
   const int64_t count = std::min(options_.batch_size, static_cast<int64_t>(sequences_.size()) - first);
   if (count <= 0) fail_internal("trainer: step {} of {}", step + 1, steps());
   const auto batch = sequences_.subspan(static_cast<size_t>(first), static_cast<size_t>(count));
@@ -76,25 +113,10 @@ StepReport Trainer::step() {
   const bool threshold = model_.num_routed_experts() > 0 && model_.router(0).selector == Selector::threshold;
   if (threshold && model_.parts().router_bias) routed.scores.resize(static_cast<size_t>(model_.num_layers()));
   std::vector<Parts> mine;
-  sum_.clear();
-  // A round: one sequence on each rank, then their gradients are added in order.
+  for (TrainedPart& part : parts_) part.sum.clear();
   for (int64_t round = 0; round < count; round += comm_.size()) {
-    const int64_t sequences = std::min<int64_t>(comm_.size(), count - round);
-    if (comm_.rank() < sequences) {
-      const int64_t number = round + comm_.rank();
-      const TrainingSequence& sequence = batch[static_cast<size_t>(number)];
-      std::fill(gradient_.span<float>().begin(), gradient_.span<float>().end(), 0.0f);
-      const uint64_t key = random_bits(options_.seed, static_cast<uint64_t>(first + number));
-      try {
-        const SequenceLoss loss =
-            model_.add_gradient(sequence.tokens, sequence.segments, options_.loss, teacher_, 1.0 / static_cast<double>(targets),
-                                key, static_cast<float>(options_.dropout), gradient_, routed);
-        mine.push_back({loss.nll, loss.kl, loss.hidden, static_cast<double>(loss.targets)});
-      } catch (const Error& error) {
-        throw Error(fmt::format("step {}, sequence {}: {}", report.step, first + number, error.what()), error.code());
-      }
-    }
-    sum_.add(gradient_, sequences);
+    const SequenceLoss loss = add_round(batch, first, round, 1.0 / static_cast<double>(targets), routed);
+    if (round + comm_.rank() < count) mine.push_back({loss.nll, loss.kl, loss.hidden, static_cast<double>(loss.targets)});
   }
 
   for (const auto& [nll, kl, hidden, unused] : in_sequence_order(mine, count, comm_)) {
@@ -106,12 +128,16 @@ StepReport Trainer::step() {
   const TrainedModel::LossOptions& loss = options_.loss;
   report.loss = loss.nll * report.nll + loss.kl * loss.temperature * loss.temperature * report.kl + loss.hidden * report.hidden;
 
-  report.grad_norm = sum_.norm();
+  std::vector<GradientSum::ChunkSquare> squares;
+  for (const TrainedPart& part : parts_) part.sum.append_squares(squares);
+  report.grad_norm = norm_of(squares, comm_);
   CMOE_CHECK(std::isfinite(report.grad_norm), "step {}: the gradient is not finite; lower the learning rate", report.step);
   const double clip = options_.optimizer.clip;
   const double scale = clip > 0 && report.grad_norm > clip ? clip / report.grad_norm : 1.0;
-  adam_.step(model_.parameters(), sum_.sum(), scale, report.lr_factor);
-  sum_.gather(model_.parameters().values());
+  for (TrainedPart& part : parts_) {
+    part.adam.step(part.parameters, part.sum.sum(), scale, report.lr_factor);
+    part.sum.gather(part.parameters.values());
+  }
   report.loads = balance_routers(options_.balance, routed, report.tokens, model_, comm_);
   model_.pack();
   return report;
@@ -119,9 +145,13 @@ StepReport Trainer::step() {
 
 double evaluate_loss(const TrainedModel& model, std::span<const TrainingSequence> sequences, Communicator& comm) {
   std::vector<Parts> mine;
-  for (size_t s = static_cast<size_t>(comm.rank()); s < sequences.size(); s += static_cast<size_t>(comm.size())) {
-    const SequenceLoss loss = model.evaluate(sequences[s].tokens, sequences[s].segments);
-    mine.push_back({loss.nll, 0, 0, static_cast<double>(loss.targets)});
+  const auto ranks = static_cast<size_t>(comm.size()), rank = static_cast<size_t>(comm.rank());
+  const TrainingSequence none;
+  for (size_t round = 0; round < sequences.size(); round += ranks) {
+    const bool busy = round + rank < sequences.size();
+    const TrainingSequence& sequence = busy ? sequences[round + rank] : none;
+    const SequenceLoss loss = model.evaluate(sequence.tokens, sequence.segments);
+    if (busy) mine.push_back({loss.nll, 0, 0, static_cast<double>(loss.targets)});
   }
   double nll = 0, targets = 0;
   for (const Parts& parts : in_sequence_order(mine, static_cast<int64_t>(sequences.size()), comm)) {

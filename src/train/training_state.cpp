@@ -12,13 +12,14 @@
 #include "tensor/safetensors.h"
 #include "tensor/strict_json.h"
 #include "train/adapter_files.h"
+#include "train/layout_runs.h"
 
 namespace cmoe {
 namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* kFormat = "cmoe-training-1";
+constexpr const char* kFormat = "cmoe-training-2";
 constexpr std::string_view kName = "checkpoint-";
 
 // The step in a folder's name; nothing for other names, those of unfinished folders included.
@@ -68,6 +69,19 @@ Tensor thresholds(const TrainedModel& model) {
   return values;
 }
 
+// Slices of several vectors, one behind the other.
+Tensor join(const std::vector<Tensor>& parts) {
+  int64_t size = 0;
+  for (const Tensor& part : parts) size += part.size();
+  Tensor all(DType::f32, {size});
+  float* to = all.data<float>();
+  for (const Tensor& part : parts) {
+    if (part.size() > 0) std::memcpy(to, part.raw(), static_cast<size_t>(part.bytes()));
+    to += part.size();
+  }
+  return all;
+}
+
 nlohmann::json read_manifest(const std::string& path) {
   const std::string name = path + "/manifest.json";
   CMOE_CHECK(fs::exists(name), "{}: missing; the state is damaged, remove {} to go on from the one before", name, path);
@@ -88,9 +102,9 @@ nlohmann::json read_manifest(const std::string& path) {
 
 }  // namespace
 
-std::string layout_hash(const ParameterSet& parameters) {
+std::string layout_hash(const ParameterLayout& layout) {
   std::string text;
-  for (const Parameter& parameter : parameters.all())
+  for (const Parameter& parameter : layout.all())
     text += fmt::format("{} {} {}\n", parameter.name, to_string(parameter.shape), static_cast<int>(parameter.group));
   return sha256_hex(text);
 }
@@ -107,16 +121,23 @@ void TrainingState::save(Trainer& trainer) {
   const std::string work = comm_.broadcast_string(output ? output->work_path() : "", 0);
 
   const TrainedModel& model = trainer.model();
-  const auto [begin, end] = trainer.gradient_sum().slice();
-  std::vector<std::pair<std::string, Tensor>> tensors{{"values", model.parameters().values().rows(begin, end)},
-                                                      {"first", trainer.adam().first()},
-                                                      {"second", trainer.adam().second()}};
+  LayoutRuns runs;
+  std::vector<Tensor> values, first, second;
+  for (TrainedPart& part : trainer.parts()) {
+    const auto [begin, end] = part.sum.slice();
+    runs.add(part.parameters, begin, end);
+    values.push_back(part.parameters.values().rows(begin, end));
+    first.push_back(part.adam.first());
+    second.push_back(part.adam.second());
+  }
+  std::vector<std::pair<std::string, Tensor>> tensors{
+      {"values", join(values)}, {"first", join(first)}, {"second", join(second)}};
   if (comm_.rank() == 0 && model.num_routed_experts() > 0) {
     tensors.emplace_back("selection_bias", router_biases(model));
     tensors.emplace_back("threshold", thresholds(model));
   }
   const std::string name = fmt::format("state-{:05}-of-{:05}.safetensors", comm_.rank() + 1, comm_.size());
-  const std::string bytes = safetensors_bytes(tensors, {{"begin", std::to_string(begin)}, {"end", std::to_string(end)}});
+  const std::string bytes = safetensors_bytes(tensors, {{"runs", runs.text()}});
   write_file_atomically(work + "/" + name, bytes);
   const std::vector<std::string> files =
       comm_.all_gather_strings(nlohmann::json{{"name", name}, {"bytes", bytes.size()}, {"sha256", sha256_hex(bytes)}}.dump());
@@ -124,8 +145,8 @@ void TrainingState::save(Trainer& trainer) {
   if (comm_.rank() == 0) {
     nlohmann::ordered_json manifest{{"format", kFormat},
                                     {"step", trainer.steps_done()},
-                                    {"parameters", model.parameters().size()},
-                                    {"layout", layout_hash(model.parameters())},
+                                    {"parameters", model.layout().size()},
+                                    {"layout", layout_hash(model.layout())},
                                     {"identity", identity_}};
     for (const std::string& file : files) manifest["files"].push_back(nlohmann::ordered_json::parse(file));
     write_file_atomically(work + "/manifest.json", manifest.dump(2) + "\n");
@@ -152,29 +173,26 @@ void TrainingState::load(Trainer& trainer) const {
   const nlohmann::json manifest = read_manifest(path);
   TrainedModel& model = trainer.model();
   const std::string where = path + "/manifest.json";
-  CMOE_CHECK(manifest.at("layout").get<std::string>() == layout_hash(model.parameters()),
+  CMOE_CHECK(manifest.at("layout").get<std::string>() == layout_hash(model.layout()),
              "{}: was saved for other trained parameters than this model's; use the same model and --lora options", where);
   const std::string found = manifest.at("identity").get<std::string>();
   CMOE_CHECK(found == identity_, "{}: was saved by a run with other options; expected\n{}found\n{}", where, identity_, found);
 
-  const auto [begin, end] = trainer.gradient_sum().slice();
-  int64_t covered = 0;
+  LayoutTargets values, first, second;
+  for (TrainedPart& part : trainer.parts()) {
+    const auto [begin, end] = part.sum.slice();
+    values.add(part.parameters, 0, part.parameters.size(), part.parameters.values());
+    first.add(part.parameters, begin, end, part.adam.first());
+    second.add(part.parameters, begin, end, part.adam.second());
+  }
+  LayoutRuns all;
   for (const auto& entry : manifest.at("files")) {
     const SafetensorsFile file(path + "/" + entry.at("name").get<std::string>());
-    const int64_t from = std::stoll(file.metadata().at("begin")), to = std::stoll(file.metadata().at("end"));
-    CMOE_CHECK(from == covered && to >= from && to <= model.parameters().size(), "{}: holds values {} .. {}, expected {} ..",
-               file.name(), from, to, covered);
-    covered = to;
-    const auto place = [&](const char* name, float* target, int64_t target_begin, int64_t target_end) {
-      const int64_t first = std::max(from, target_begin), last = std::min(to, target_end);
-      if (first >= last) return;
-      const Tensor part = file.read(name, DType::f32);
-      std::memcpy(target + (first - target_begin), part.data<float>() + (first - from),
-                  static_cast<size_t>(last - first) * sizeof(float));
-    };
-    place("values", model.parameters().values().data<float>(), 0, model.parameters().size());
-    place("first", trainer.adam().first().data<float>(), begin, end);
-    place("second", trainer.adam().second().data<float>(), begin, end);
+    const LayoutRuns runs(file.metadata().at("runs"), file.name());
+    values.fill(runs, file, "values");
+    first.fill(runs, file, "first");
+    second.fill(runs, file, "second");
+    all.append(runs);
     if (!file.contains("threshold")) continue;
     const Tensor biases = file.read("selection_bias", DType::f32), threshold = file.read("threshold", DType::f32);
     for (int64_t l = 0; l < model.num_layers(); ++l) {
@@ -184,9 +202,8 @@ void TrainingState::load(Trainer& trainer) const {
         std::memcpy(router.selection_bias.raw(), biases.row<float>(l), static_cast<size_t>(router.selection_bias.bytes()));
     }
   }
-  CMOE_CHECK(covered == model.parameters().size(), "{}: its files hold {} values, expected {}", where, covered,
-             model.parameters().size());
-  trainer.adam().set_steps(manifest.at("step").get<int64_t>());
+  all.check_covers(model.layout().size(), where);
+  for (TrainedPart& part : trainer.parts()) part.adam.set_steps(manifest.at("step").get<int64_t>());
   model.pack();
 }
 

@@ -7,11 +7,11 @@
 
 namespace cmoe {
 
-/// Saved training state in `<folder>/checkpoint-<step>`: per rank a safetensors file with its slice of values and moments, and
+/// Saved training state in `<folder>/checkpoint-<step>`: per rank a safetensors file with its slices of values and moments, and
 /// manifest.json with step, what was trained, and every file's size and SHA-256. A folder has its name only when it is complete
 /// (it is renamed), so a run that is killed at any moment leaves the state before. Format: docs/formats.md.
 ///
-/// Slices name their place, so another number of ranks can read them.
+/// Slices name their places in the model's layout, so that another number of ranks, with other experts on each, can read them.
 class TrainingState {
  public:
   /// @param identity  the options that decide the result, as text: a state is refused under other ones.
@@ -33,6 +33,6 @@ class TrainingState {
 };
 
 /// A hash of the names, shapes and order of all parameters.
-std::string layout_hash(const ParameterSet& parameters);
+std::string layout_hash(const ParameterLayout& layout);
 
 }  // namespace cmoe

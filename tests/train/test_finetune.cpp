@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "support/files.h"
+#include "support/spawned_job.h"
 
 namespace cmoe {
 namespace {
@@ -132,6 +133,32 @@ TEST_F(Finetune, StopsOnSigtermAndResumesToTheSameBytes) {
     EXPECT_EQ(read_bytes(folder_ / ("cut/" + std::string(name))), read_bytes(folder_ / ("whole/" + std::string(name)))) << name;
   EXPECT_EQ(log_of("cut").size(), 10u);
   EXPECT_EQ(log_of("cut")[9]["loss"], log_of("whole")[9]["loss"]);
+}
+
+// Three steps with the experts on two ranks, the others with them on three.
+TEST_F(Finetune, ExpertsSpreadOverRanksGiveTheSameBytes) {
+  const Words held_out{"--eval-dataset", kFixtures + "text/valid.txt", "--eval-every", "5", "--samples", "20"};
+  expect_success(finetune("whole", held_out));
+  const auto on = [&](const std::string& ranks, Words options) {
+    options.insert(options.begin(), held_out.begin(), held_out.end());
+    Words words{"mpirun", "-n", ranks, std::getenv("CMOE_BINARY")};
+    for (const std::string& word : finetune("spread", options)) words.push_back(word);
+    SpawnedJob job(words, folder_.path().string());
+    EXPECT_EQ(job.wait(60), 0) << job.err();
+    return job.err();
+  };
+  EXPECT_THAT(on("2", {"--save-every", "3"}), HasSubstr("groups of 2 ranks share the experts"));
+  std::filesystem::remove_all(folder_ / "spread/checkpoint-00000005");
+  EXPECT_THAT(on("3", {"--dispatcher", "all_gather", "--placement", "contiguous", "--recompute", "--resume"}),
+              HasSubstr("resumed from step 3"));
+  for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "router.safetensors"})
+    EXPECT_EQ(read_bytes(folder_ / ("spread/" + std::string(name))), read_bytes(folder_ / ("whole/" + std::string(name))))
+        << name;
+  ASSERT_EQ(log_of("spread").size(), log_of("whole").size());
+  for (size_t i = 0; i < log_of("whole").size(); ++i) {
+    for (const char* key : {"loss", "eval_nll", "grad_norm", "layer_loads"})
+      EXPECT_EQ(log_of("spread")[i][key], log_of("whole")[i][key]);
+  }
 }
 
 TEST_F(Finetune, SurvivesBeingKilledAtAnyMoment) {

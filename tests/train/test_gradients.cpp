@@ -39,12 +39,11 @@ TrainedParts golden_parts(const Case& one) {
 }
 
 void load_values(const SafetensorsFile& golden, TrainedModel& model) {
-  for (size_t i = 0; i < model.parameters().all().size(); ++i) {
-    const Tensor value = golden.read("value." + model.parameters().all()[i].name, DType::f32);
-    const Tensor to = model.parameters().value(static_cast<int64_t>(i));
-    ASSERT_EQ(value.shape(), to.shape()) << model.parameters().all()[i].name;
+  for_each_parameter(model, model.make_gradients(), [&](const Parameter& parameter, const Tensor& to, const Tensor&) {
+    const Tensor value = golden.read("value." + parameter.name, DType::f32);
+    ASSERT_EQ(value.shape(), to.shape()) << parameter.name;
     std::memcpy(to.raw(), value.raw(), static_cast<size_t>(value.bytes()));
-  }
+  });
   model.pack();
 }
 
@@ -56,7 +55,7 @@ TEST_P(Golden, LossAndGradientsEqualTorch) {
   TinyModel tiny(one.model, golden_parts(one));
   TrainedModel& model = tiny.trained;
   load_values(golden, model);
-  EXPECT_EQ(2 * model.parameters().all().size() + 1, golden.entries().size());
+  EXPECT_EQ(2 * model.layout().all().size() + 1, golden.entries().size());
   std::unique_ptr<Transformer> teacher;
   if (one.teacher)
     teacher = std::make_unique<Transformer>(open_checkpoint(kModels + one.teacher), make_cpu_backend(), DType::f32);
@@ -66,19 +65,18 @@ TEST_P(Golden, LossAndGradientsEqualTorch) {
   const Segments whole = whole_sequence(static_cast<int64_t>(ids.size()));
   const Tensor expected_loss = golden.read("loss", DType::f32);
   for (bool recompute : {false, true}) {
-    const Tensor gradient = Tensor::zeros(DType::f32, {model.parameters().size()});
+    const TrainedModel::Gradients gradient = model.make_gradients();
     TrainedModel::Routed routed;
     TrainedModel::LossOptions options = one.loss;
     options.recompute = recompute;
     const TrainedModel::Teacher taught{.model = teacher.get(), .logits = teacher != nullptr, .hidden = teacher != nullptr};
-    const SequenceLoss loss = model.add_gradient(ids, whole, options, taught, 1 / targets, 0, 0, gradient, routed);
+    const SequenceLoss loss = model.add_gradient(ids, whole, options, taught, 1 / targets, {}, gradient, routed);
     EXPECT_NEAR(loss.nll / targets, expected_loss.data<float>()[0], 2e-5);
     EXPECT_NEAR(loss.kl / targets, expected_loss.data<float>()[1], 2e-5);
     EXPECT_NEAR(loss.hidden / targets, expected_loss.data<float>()[2], 2e-5);
-    for (size_t i = 0; i < model.parameters().all().size(); ++i) {
-      const std::string& name = model.parameters().all()[i].name;
+    for_each_parameter(model, gradient, [&](const Parameter& parameter, const Tensor&, const Tensor& found) {
+      const std::string& name = parameter.name;
       const Tensor expected = golden.read("gradient." + name, DType::f32);
-      const Tensor found = model.parameters().view(gradient, static_cast<int64_t>(i));
       double difference = 0, norm = 0;
       for (int64_t j = 0; j < expected.size(); ++j) {
         const double e = static_cast<double>(expected.data<float>()[j]);
@@ -87,7 +85,7 @@ TEST_P(Golden, LossAndGradientsEqualTorch) {
       }
       // torch sums in another order: f32 rounding through a few layers.
       EXPECT_LE(std::sqrt(difference), 1e-4 * std::sqrt(norm) + 1e-7) << name << ", norm " << std::sqrt(norm);
-    }
+    });
   }
 }
 
@@ -104,30 +102,32 @@ TEST(Gradients, AgreeWithDifferencesUnderDropoutAndPacking) {
   for (int64_t rows : packed.rows) {
     for (int64_t i = 0; i < rows; ++i) packed.positions.push_back(static_cast<int32_t>(i));
   }
-  const auto loss = [&](const Tensor& gradient) {
+  const auto loss = [&](const TrainedModel::Gradients& gradient) {
     TrainedModel::Routed routed;
-    const SequenceLoss sums = model.add_gradient(ids, packed, {}, {}, 1.0 / 29, 77, 0.25f, gradient, routed);
+    const SequenceLoss sums = model.add_gradient(ids, packed, {}, {}, 1.0 / 29, {0.25f, {77}}, gradient, routed);
     EXPECT_EQ(sums.targets, 29);
     return sums.nll / 29;
   };
-  const Tensor gradient = Tensor::zeros(DType::f32, {model.parameters().size()});
+  const TrainedModel::Gradients gradient = model.make_gradients();
   loss(gradient);
-  const Tensor unused = Tensor::zeros(DType::f32, {model.parameters().size()}), at = model.parameters().values().clone();
+  const TrainedModel::Gradients unused = model.make_gradients();
   for (ParameterGroup group : {ParameterGroup::lora, ParameterGroup::router_scale, ParameterGroup::router}) {
     double slope = 0, differences[2] = {};
     for (int sign : {1, -1}) {
-      uint64_t counter = 0;
-      for (const Parameter& parameter : model.parameters().all()) {
-        for (int64_t i = parameter.offset; i < parameter.offset + parameter.size; ++i) {
-          const double direction = (random_bits(9, counter++) & 1) ? 1.0 : -1.0;
+      std::vector<std::pair<float*, float>> before;
+      for_each_parameter(model, gradient, [&](const Parameter& parameter, const Tensor& value, const Tensor& of) {
+        for (int64_t i = 0; i < parameter.size; ++i) {
+          const double direction = (random_bits(9, static_cast<uint64_t>(parameter.place + i)) & 1) ? 1.0 : -1.0;
           if (parameter.group != group) continue;
-          if (sign > 0) slope += direction * static_cast<double>(gradient.data<float>()[i]);
-          model.parameters().values().data<float>()[i] = at.data<float>()[i] + static_cast<float>(sign * 1e-3 * direction);
+          if (sign > 0) slope += direction * static_cast<double>(of.data<float>()[i]);
+          float& moved = value.data<float>()[i];
+          before.emplace_back(&moved, moved);
+          moved += static_cast<float>(sign * 1e-3 * direction);
         }
-      }
+      });
       model.pack();
       differences[sign > 0 ? 0 : 1] = loss(unused);
-      std::memcpy(model.parameters().values().raw(), at.raw(), static_cast<size_t>(at.bytes()));
+      for (const auto& [value, at] : before) *value = at;
     }
     const double expected = (differences[0] - differences[1]) / 2e-3;
     // f32 losses of size 6 carry 1e-6: 5e-4 in the quotient.
@@ -176,14 +176,15 @@ TEST(Gradients, ThreadsDoNotReachTheBits) {
   const std::vector<int32_t> ids = golden_ids("tiny-cmoe-healed");
   const auto run = [&](int threads) {
     set_num_threads(threads);
-    const Tensor gradient = Tensor::zeros(DType::f32, {tiny.trained.parameters().size()});
+    TrainedModel::Gradients gradient = tiny.trained.make_gradients();
     TrainedModel::Routed routed;
-    tiny.trained.add_gradient(ids, whole_sequence(32), {}, {}, 1.0 / 31, 3, 0.1f, gradient, routed);
+    tiny.trained.add_gradient(ids, whole_sequence(32), {}, {}, 1.0 / 31, {0.1f, {3}}, gradient, routed);
     set_num_threads(1);
     return gradient;
   };
-  const Tensor one = run(1), three = run(3);
-  EXPECT_EQ(std::memcmp(one.raw(), three.raw(), static_cast<size_t>(one.bytes())), 0);
+  const TrainedModel::Gradients one = run(1), three = run(3);
+  EXPECT_EQ(std::memcmp(one.parameters.raw(), three.parameters.raw(), static_cast<size_t>(one.parameters.bytes())), 0);
+  EXPECT_EQ(std::memcmp(one.experts[0].raw(), three.experts[0].raw(), static_cast<size_t>(one.experts[0].bytes())), 0);
 }
 
 TEST(Gradients, NotFiniteNamesTheLayer) {
@@ -195,10 +196,10 @@ TEST(Gradients, NotFiniteNamesTheLayer) {
   }
   tiny.trained.pack();
   const std::vector<int32_t> ids = golden_ids("tiny-cmoe-healed");
-  const Tensor gradient = Tensor::zeros(DType::f32, {parameters.size()});
+  const TrainedModel::Gradients gradient = tiny.trained.make_gradients();
   TrainedModel::Routed routed;
   try {
-    tiny.trained.add_gradient(ids, whole_sequence(32), {}, {}, 1, 0, 0, gradient, routed);
+    tiny.trained.add_gradient(ids, whole_sequence(32), {}, {}, 1, {}, gradient, routed);
     FAIL();
   } catch (const Error& error) {
     EXPECT_THAT(error.what(), ::testing::HasSubstr("layer 1: its attention gave a value that is not finite"));

@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -9,55 +10,13 @@
 #include "base/error.h"
 #include "support/files.h"
 #include "support/world.h"
-#include "train/support.h"
+#include "train/training_run.h"
 #include "train/training_state.h"
 
 namespace cmoe {
 namespace {
 
 using ::testing::HasSubstr;
-
-// Sequences of a vocabulary of 61 that follow a rule, so that there is something to learn.
-std::vector<std::vector<int32_t>> made_up_tokens(int64_t sequences, int64_t length) {
-  std::vector<std::vector<int32_t>> all;
-  for (int64_t s = 0; s < sequences; ++s) {
-    std::vector<int32_t> tokens;
-    for (int64_t i = 0; i < length; ++i) {
-      const bool noise = random_bits(static_cast<uint64_t>(s), static_cast<uint64_t>(i)) % 4 == 0;
-      tokens.push_back(noise || i == 0
-                           ? static_cast<int32_t>(random_bits(static_cast<uint64_t>(s), 1000 + static_cast<uint64_t>(i)) % 61)
-                           : (tokens.back() * 3 + 1) % 61);
-    }
-    all.push_back(std::move(tokens));
-  }
-  return all;
-}
-
-struct TrainingRun {
-  TrainingRun(const std::string& name, Communicator& comm, TrainerOptions options = {}, TrainedParts parts = {.rank = 4})
-      : tiny(name, parts) {
-    tokens = made_up_tokens(22, 24);
-    for (const auto& ids : tokens) sequences.push_back({ids, whole_sequence(static_cast<int64_t>(ids.size()))});
-    options.batch_size = 5;
-    options.optimizer.learning_rate = {3e-3, 1e-2, 1e-2};
-    trainer = std::make_unique<Trainer>(tiny.trained, TrainedModel::Teacher{}, options, sequences, comm);
-  }
-  std::vector<float> values() const {
-    const auto all = tiny.trained.parameters().values().span<float>();
-    std::vector<float> values(all.begin(), all.end());
-    for (int64_t l = 0; l < tiny.trained.num_layers(); ++l) {
-      const Router& router = tiny.trained.router(l);
-      for (float bias : router.selection_bias.span<float>()) values.push_back(bias);
-      values.push_back(router.threshold);
-    }
-    return values;
-  }
-
-  TinyModel tiny;
-  std::vector<std::vector<int32_t>> tokens;
-  std::vector<TrainingSequence> sequences;
-  std::unique_ptr<Trainer> trainer;
-};
 
 // The last step has 2 sequences, so with 3 and 4 ranks some have none.
 TEST(Trainer, AnyNumberOfRanksGivesTheSameBits) {
@@ -80,8 +39,6 @@ TEST(Trainer, AnyNumberOfRanksGivesTheSameBits) {
     EXPECT_LT(after, before);
   }
 }
-
-std::string shared_folder(const TempFolder& mine) { return test_world().broadcast_string(mine.path().string(), 0); }
 
 TEST(TrainingState, ResumesToTheSameBitsOnAnyNumberOfRanks) {
   Communicator& world = test_world();
@@ -221,14 +178,21 @@ TEST(Optimizer, Schedules) {
 
 TEST(GradientSum, SlicesCoverAndNormsAgree) {
   for (int64_t size : {0, 1, 4095, 4096, 4097, 100000}) {
+    ParameterSet parameters;
+    parameters.add("a", {size}, ParameterGroup::lora);
+    parameters.add("b", {100}, ParameterGroup::lora);
+    const std::vector<int64_t> chunks = chunk_begins(parameters);
+    EXPECT_TRUE(std::is_sorted(chunks.begin(), chunks.end()));
     for (int ranks : {1, 2, 3, 7}) {
       int64_t at = 0;
       for (int r = 0; r < ranks; ++r) {
-        const auto [begin, end] = slice_of(size, r, ranks);
+        const auto [begin, end] = slice_of(chunks, r, ranks);
         EXPECT_EQ(begin, at);
+        EXPECT_TRUE(std::binary_search(chunks.begin(), chunks.end(), end));
+        EXPECT_LE(end - begin, parameters.size() / ranks + kSumChunk);
         at = end;
       }
-      EXPECT_EQ(at, size);
+      EXPECT_EQ(at, parameters.size());
     }
   }
 }
