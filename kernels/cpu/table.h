@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/f64.h"
+
 // CPU kernels: single-threaded functions over plain pointers. Each is compiled once per instruction set; a Table holds one
 // set's functions. Callers split work over threads and check shapes; nothing here allocates, throws or synchronises.
 namespace cmoe::kernels {
@@ -47,6 +49,7 @@ struct AttentionTile {
 struct Table {
   const char* name;
   Gemm f32, bf16;
+  F64 f64;
 
   /// Packs rows [0, n) (n <= kPanel) of W [n, k], row stride k, as one panel.
   void (*pack_panel_f32)(const float* w, int64_t n, int64_t k, float* panel);
@@ -55,6 +58,16 @@ struct Table {
   void (*pack_columns)(const float* a, int64_t lda, int64_t n, int64_t t, void* packed);
   /// ... and as an f32 panel (n <= kPanel).
   void (*pack_columns_panel)(const float* b, int64_t ldb, int64_t n, int64_t t, float* panel);
+
+  /// The same of chosen rows, z[rows[0]], z[rows[1]], ..., for many columns at once: tiles [t][height] of `height` columns each
+  /// (the last as high as columns remain), `stride` floats apart, at least t * height and a vector. `readable` floats may be
+  /// read from z on in each row.
+  void (*pack_listed_tiles)(const float* z, int64_t ldz, int64_t readable, const int32_t* rows, int64_t t, int64_t columns,
+                            int64_t height, int64_t stride, float* packed);
+  /// ... and as consecutive panels [t][kPanel].
+  void (*pack_listed_panels)(const float* z, int64_t ldz, const int32_t* rows, int64_t t, int64_t columns, float* panels);
+  /// sum[c] += x[r, c] and square[c] += x[r, c]^2, in f64, rows in order.
+  void (*add_column_moments)(const float* x, int64_t ldx, int64_t rows, int64_t columns, double* sum, double* square);
 
   /// Online softmax over blocks of kKeyBlock keys at absolute positions: a row's result depends on its own query and keys
   /// alone, to the bit. `scratch` holds attention_scratch() floats, 64-byte aligned.

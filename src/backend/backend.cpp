@@ -6,10 +6,20 @@ namespace cmoe {
 namespace {
 
 [[noreturn]] void refuse(const Backend& backend, const char* operation) {
-  fail("backend '{}': has no {}; train on the CPU backend", backend.description(), operation);
+  fail("backend '{}': has no {}; carve and train on the CPU backend", backend.description(), operation);
 }
 
 }  // namespace
+
+void Backend::gram_rows(const Tensor&, std::span<const int32_t>, int64_t, int64_t, Tensor&) const {
+  refuse(*this, "gram_rows");
+}
+
+void Backend::add_column_moments(const Tensor&, std::span<double>, std::span<double>) const {
+  refuse(*this, "add_column_moments");
+}
+
+bool Backend::solve_positive_definite(Tensor&) const { refuse(*this, "solve_positive_definite"); }
 
 void Backend::linear_transposed(const Tensor&, const Weight&, Tensor&, bool) const { refuse(*this, "linear_transposed"); }
 

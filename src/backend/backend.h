@@ -100,7 +100,22 @@ class Backend {
   virtual void cross_entropy(const Tensor& x, const Weight& head, std::span<const int32_t> targets,
                              std::span<double> nll) const = 0;
 
-  // Gradients. A backend for inference alone leaves them out; calling one is then an Error that names the backend.
+  // Sums and solves of carving, then gradients. A backend for inference alone leaves them out; calling one is then an Error
+  // that names the backend.
+
+  /// Rows [first, last) of the Gram matrix of some rows of z, from column `first` on:
+  ///   c[i - first, j - first] = sum over t in rows, in their order, of z[t, i] z[t, j]   for j >= i, in f32.
+  /// c [last - first, columns of z - first]; what lies left of the diagonal is such a sum or 0. Half the work of
+  /// multiply_transposed, less what the missing rows would have taken.
+  virtual void gram_rows(const Tensor& z, std::span<const int32_t> rows, int64_t first, int64_t last, Tensor& c) const;
+
+  /// sum[j] += x[t, j] and square[j] += x[t, j]^2 over t in order, f64; x [T, n].
+  virtual void add_column_moments(const Tensor& x, std::span<double> sum, std::span<double> square) const;
+
+  /// Solves A X = B by Cholesky's factorisation A = U^T U. system [n, n + m] f64 holds [A | B], of A the upper triangle, and
+  /// becomes [U | X] (what lies under U is undefined). Each column of X depends on A and its own column of B alone, to the bit.
+  /// Returns false, with the system spoilt, when A is not positive definite.
+  virtual bool solve_positive_definite(Tensor& system) const;
 
   /// dx = dy W, or dx += dy W, on the packed weight of linear(): dy [T, out_features], dx [T, in_features]. dx may not overlap
   /// dy. With bf16 weights dy is rounded to bf16; sums are f32.

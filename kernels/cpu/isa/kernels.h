@@ -7,10 +7,16 @@ namespace cmoe::kernels::CMOE_ISA {
 
 Gemm gemm_f32();
 Gemm gemm_bf16();
+F64 f64();
 void pack_panel_f32(const float* w, int64_t n, int64_t k, float* panel);
 void pack_panel_bf16(const uint16_t* w, int64_t n, int64_t k, uint16_t* panel);
 void pack_columns(const float* a, int64_t lda, int64_t n, int64_t t, void* packed);
 void pack_columns_panel(const float* b, int64_t ldb, int64_t n, int64_t t, float* panel);
+
+void pack_listed_tiles(const float* z, int64_t ldz, int64_t readable, const int32_t* rows, int64_t t, int64_t columns,
+                       int64_t height, int64_t stride, float* packed);
+void pack_listed_panels(const float* z, int64_t ldz, const int32_t* rows, int64_t t, int64_t columns, float* panels);
+void add_column_moments(const float* x, int64_t ldx, int64_t rows, int64_t columns, double* sum, double* square);
 
 void attention(const AttentionTile& tile, float* scratch);
 int64_t attention_scratch(int64_t rows, int64_t head_dim);

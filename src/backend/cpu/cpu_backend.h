@@ -19,6 +19,9 @@ class CpuBackend : public Backend {
   Weight prepare_narrow(const Tensor& weight) const override;
   void linear(const Tensor& x, const Weight& weight, Tensor& y, bool accumulate) const override;
   void multiply_transposed(const Tensor& a, const Tensor& b, Tensor& c, bool accumulate) const override;
+  void gram_rows(const Tensor& z, std::span<const int32_t> rows, int64_t first, int64_t last, Tensor& c) const override;
+  void add_column_moments(const Tensor& x, std::span<double> sum, std::span<double> square) const override;
+  bool solve_positive_definite(Tensor& system) const override;
   void embed(std::span<const int32_t> ids, const Tensor& table, Tensor& y) const override;
   void rms_norm(const Tensor& x, const Tensor& weight, float epsilon, Tensor& y) const override;
   void rope(Tensor& x, int64_t head_dim, std::span<const int32_t> positions, const Tensor& cos,
