@@ -5,19 +5,98 @@
 #include "base/parallel.h"
 #include "carve/columns.h"
 #include "carve/least_squares.h"
+#include "carve/normal_equations.h"
 #include "carve/token_sums.h"
 
 namespace cmoe {
 namespace {
 
-Tensor difference(const Tensor& a, const Tensor& b) {
-  Tensor result(DType::f32, a.shape());
-  const auto x = a.span<float>(), y = b.span<float>();
-  const auto out = result.span<float>();
-  parallel_for(a.size(), 1 << 16, [&](int64_t begin, int64_t end) {
-    for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) out[i] = x[i] - y[i];
+// Neurons that run together, and this rank's tokens that run them, or do not.
+struct NeuronGroup {
+  std::vector<int32_t> neurons, runs, misses;  // ascending
+};
+
+struct NeuronGroups {
+  std::vector<NeuronGroup> routed;  // experts, then neurons that never run
+  NeuronGroup shared;
+
+  // Unknowns of the refit: experts, then the shared neurons, so that rows of the Gram matrix from an expert's diagonal on
+  // need its own tokens alone.
+  std::vector<const NeuronGroup*> in_order_of_unknowns() const {
+    std::vector<const NeuronGroup*> order;
+    for (size_t e = 0; e + 1 < routed.size(); ++e) order.push_back(&routed[e]);
+    order.push_back(&shared);
+    return order;
+  }
+  int64_t running() const {
+    size_t count = 0;
+    for (const NeuronGroup* group : in_order_of_unknowns()) count += group->neurons.size();
+    return static_cast<int64_t>(count);
+  }
+};
+
+NeuronGroups group_neurons(const std::vector<int32_t>& expert_of, const Routing& routing, int64_t experts) {
+  NeuronGroups groups;
+  groups.routed.resize(static_cast<size_t>(experts) + 1);
+  for (size_t i = 0; i < expert_of.size(); ++i) {
+    const int32_t e = expert_of[i];
+    NeuronGroup& group = e == kSharedNeuron    ? groups.shared
+                         : e == kDroppedNeuron ? groups.routed.back()
+                                               : groups.routed[static_cast<size_t>(e)];
+    group.neurons.push_back(static_cast<int32_t>(i));
+  }
+  for (int64_t t = 0; t < routing.tokens(); ++t) {
+    const auto token = static_cast<int32_t>(t);
+    for (int32_t e : routing.experts(t)) groups.routed[static_cast<size_t>(e)].runs.push_back(token);
+    for (NeuronGroup& group : groups.routed) {
+      if (group.runs.empty() || group.runs.back() != token) group.misses.push_back(token);
+    }
+    groups.shared.runs.push_back(token);
+  }
+  return groups;
+}
+
+// z [T, running + d] = the activations that run, in the order of the unknowns, 0 where a token does not run them; then zeros.
+void write_running(const Tensor& h, const NeuronGroups& groups, Tensor& z) {
+  parallel_for(z.dim(0), 64, [&](int64_t begin, int64_t end) {
+    float* first = z.row<float>(begin);
+    std::fill(first, first + (end - begin) * z.dim(1), 0.0f);
+    int64_t column = 0;
+    for (const NeuronGroup* group : groups.in_order_of_unknowns()) {
+      const auto from = std::lower_bound(group->runs.begin(), group->runs.end(), static_cast<int32_t>(begin));
+      const auto to = std::lower_bound(from, group->runs.end(), static_cast<int32_t>(end));
+      for (auto t = from; t != to; ++t) {
+        const float* source = h.row<float>(*t);
+        float* target = z.row<float>(*t) + column;
+        for (size_t i = 0; i < group->neurons.size(); ++i) target[i] = source[group->neurons[i]];
+      }
+      column += static_cast<int64_t>(group->neurons.size());
+    }
   });
-  return result;
+}
+
+// z[t, column ...] += W_d h_t over the group's neurons, for the tokens that miss it.
+void add_missing(const Backend& backend, const Tensor& h, const Tensor& down, const NeuronGroup& group, int64_t column,
+                 Tensor& z) {
+  const auto tokens = static_cast<int64_t>(group.misses.size()), neurons = static_cast<int64_t>(group.neurons.size());
+  const int64_t d = down.dim(0);
+  if (tokens == 0 || neurons == 0) return;
+  Tensor missing(DType::f32, {tokens, neurons}), output(DType::f32, {tokens, d});
+  parallel_for(tokens, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const float* from = h.row<float>(group.misses[static_cast<size_t>(k)]);
+      float* to = missing.row<float>(k);
+      for (int64_t i = 0; i < neurons; ++i) to[i] = from[group.neurons[static_cast<size_t>(i)]];
+    }
+  });
+  backend.linear(missing, backend.prepare(gather_columns(down, group.neurons), DType::f32), output);
+  parallel_for(tokens, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const float* from = output.row<float>(k);
+      float* to = z.row<float>(group.misses[static_cast<size_t>(k)]) + column;
+      for (int64_t i = 0; i < d; ++i) to[i] += from[i];
+    }
+  });
 }
 
 }  // namespace
@@ -57,39 +136,34 @@ void compensate_mean(const DenseFfnTensors& dense, const LayerActivations& activ
 }
 
 void compensate_refit(const Backend& backend, const DenseFfnTensors& dense, const LayerActivations& activations,
-                      const Tensor& masked, const std::vector<int32_t>& expert_of, double lambda, Communicator& comm,
+                      const Routing& routing, const std::vector<int32_t>& expert_of, double lambda, Communicator& comm,
                       CarvedLayer& layer) {
   const int64_t d = dense.down.dim(0);
-  const TokenChunks& chunks = activations.chunks;
-  // What is missing: r_t = W_d (h_t - m_t)
-  Tensor missing(DType::f32, {masked.dim(0), d});
-  backend.linear(difference(activations.h, masked), backend.prepare(dense.down, DType::f32), missing);
+  const NeuronGroups groups = group_neurons(expert_of, routing, static_cast<int64_t>(layer.experts.size()));
+  // [m_t | r_t]: what runs, expert by expert and then the shared neurons, and what is missing.
+  Tensor z(DType::f32, {activations.h.dim(0), groups.running() + d});
+  write_running(activations.h, groups, z);
+  for (const NeuronGroup& group : groups.routed) add_missing(backend, activations.h, dense.down, group, groups.running(), z);
 
-  std::vector<int32_t> kept;
-  for (size_t i = 0; i < expert_of.size(); ++i) {
-    if (expert_of[i] != kDroppedNeuron) kept.push_back(static_cast<int32_t>(i));
+  std::vector<UnknownsOfTokens> unknowns;
+  std::vector<int32_t> neuron_of;
+  for (const NeuronGroup* group : groups.in_order_of_unknowns()) {
+    const auto first = static_cast<int64_t>(neuron_of.size());
+    neuron_of.insert(neuron_of.end(), group->neurons.begin(), group->neurons.end());
+    unknowns.push_back({.first = first, .last = static_cast<int64_t>(neuron_of.size()), .tokens = group->runs});
   }
-  const Tensor active = kept.size() == expert_of.size() ? masked : gather_columns(masked, kept);
-  const auto n = static_cast<int64_t>(kept.size());
-  std::vector<double> square = gram(backend, active, active, chunks, comm);
-  std::vector<double> cross = gram(backend, active, missing, chunks, comm);
-  const std::vector<double> active_sum = column_sums(active, chunks, comm);
-  const std::vector<double> missing_sum = column_sums(missing, chunks, comm);
-  center_products(square, active_sum, active_sum, chunks.total_tokens);
-  center_products(cross, active_sum, missing_sum, chunks.total_tokens);
-  const std::vector<double> v = ridge_solve(std::move(square), cross, n, d, lambda);  // [n, d]
-
+  const LinearFit fit =
+      ridge_fit(backend, normal_equations(backend, z, unknowns, activations.chunks, comm), lambda, comm);  // [n, d]
   layer.down = dense.down.clone();
   layer.compensation_bias = Tensor(DType::f32, {d});
-  for (int64_t row = 0; row < d; ++row) {
-    double bias = missing_sum[static_cast<size_t>(row)];
-    for (int64_t i = 0; i < n; ++i) {
-      const double change = v[static_cast<size_t>(i * d + row)];
-      layer.down.row<float>(row)[kept[static_cast<size_t>(i)]] += static_cast<float>(change);
-      bias -= change * active_sum[static_cast<size_t>(i)];
+  parallel_for(d, 64, [&](int64_t begin, int64_t end) {
+    for (size_t i = 0; i < neuron_of.size(); ++i) {
+      const double* change = fit.weight.data() + i * static_cast<size_t>(d);
+      for (int64_t row = begin; row < end; ++row) layer.down.row<float>(row)[neuron_of[i]] += static_cast<float>(change[row]);
     }
-    layer.compensation_bias.data<float>()[row] = static_cast<float>(bias / static_cast<double>(chunks.total_tokens));
-  }
+    for (int64_t row = begin; row < end; ++row)
+      layer.compensation_bias.data<float>()[row] = static_cast<float>(fit.intercept[static_cast<size_t>(row)]);
+  });
 }
 
 }  // namespace cmoe

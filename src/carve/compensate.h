@@ -14,9 +14,10 @@ void compensate_mean(const DenseFfnTensors& dense, const LayerActivations& activ
 
 /// Refits the down-projection W_d and a bias c to the dense output by ridge least squares:
 ///   min over V, c of  sum_t | W_d (h_t - m_t) - V m_t - c |^2 + lambda mean(diag) |V|^2,   W_d <- W_d + V,
-/// with m_t the activations of the experts that token t takes. Collective.
+/// with m_t the activations of the experts that token t takes. Sums go over the tokens that run an expert, or miss it, alone.
+/// Collective.
 void compensate_refit(const Backend& backend, const DenseFfnTensors& dense, const LayerActivations& activations,
-                      const Tensor& masked, const std::vector<int32_t>& expert_of, double lambda, Communicator& comm,
+                      const Routing& routing, const std::vector<int32_t>& expert_of, double lambda, Communicator& comm,
                       CarvedLayer& layer);
 
 }  // namespace cmoe

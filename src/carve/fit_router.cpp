@@ -1,11 +1,11 @@
 #include "carve/fit_router.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/parallel.h"
 #include "carve/columns.h"
 #include "carve/least_squares.h"
-#include "carve/token_sums.h"
 
 namespace cmoe {
 
@@ -42,24 +42,21 @@ Tensor expert_output_norms(const Backend& backend, const Tensor& h, const Tensor
 void fit_linear_router(const Backend& backend, const Tensor& input, const Tensor& norms, double lambda,
                        const TokenChunks& chunks, Communicator& comm, CarvedLayer& layer) {
   const int64_t d = input.dim(1), experts = norms.dim(1);
-  std::vector<double> square = gram(backend, input, input, chunks, comm);
-  std::vector<double> cross = gram(backend, input, norms, chunks, comm);
-  const std::vector<double> input_sum = column_sums(input, chunks, comm);
-  const std::vector<double> norm_sum = column_sums(norms, chunks, comm);
-  center_products(square, input_sum, input_sum, chunks.total_tokens);
-  center_products(cross, input_sum, norm_sum, chunks.total_tokens);
-  const std::vector<double> w = ridge_solve(std::move(square), cross, d, experts, lambda);  // [d, R]
+  Tensor both(DType::f32, {input.dim(0), d + experts});
+  parallel_for(both.dim(0), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      std::copy_n(input.row<float>(t), d, both.row<float>(t));
+      std::copy_n(norms.row<float>(t), experts, both.row<float>(t) + d);
+    }
+  });
+  const LinearFit fit = ridge_fit(backend, normal_equations(backend, both, d, chunks, comm), lambda, comm);  // [d, R]
   layer.router_weight = Tensor(DType::f32, {experts, d});
   layer.router_bias = Tensor(DType::f32, {experts});
-  const auto tokens = static_cast<double>(chunks.total_tokens);
   for (int64_t j = 0; j < experts; ++j) {
-    double bias = norm_sum[static_cast<size_t>(j)] / tokens;
     for (int64_t i = 0; i < d; ++i) {
-      const double value = w[static_cast<size_t>(i * experts + j)];
-      layer.router_weight.row<float>(j)[i] = static_cast<float>(value);
-      bias -= value * input_sum[static_cast<size_t>(i)] / tokens;
+      layer.router_weight.row<float>(j)[i] = static_cast<float>(fit.weight[static_cast<size_t>(i * experts + j)]);
     }
-    layer.router_bias.data<float>()[j] = static_cast<float>(bias);
+    layer.router_bias.data<float>()[j] = static_cast<float>(fit.intercept[static_cast<size_t>(j)]);
   }
 }
 

@@ -9,9 +9,9 @@
 #include "carve/columns.h"
 #include "carve/compensate.h"
 #include "carve/fit_router.h"
-#include "comm/kth_largest.h"
 #include "carve/partition.h"
 #include "carve/select_neurons.h"
+#include "comm/kth_largest.h"
 
 namespace cmoe {
 namespace {
@@ -76,11 +76,11 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
   if (recipe.compensation != Compensation::none) {
     const std::vector<int32_t> expert_of = expert_of_neuron(carved, f);
     const Routing routing = calibration_routing(backend, carved, shape, activations.input);
-    const Tensor masked = mask_activations(activations.h, expert_of, routing, static_cast<int64_t>(carved.experts.size()));
     if (recipe.compensation == Compensation::mean) {
+      const Tensor masked = mask_activations(activations.h, expert_of, routing, static_cast<int64_t>(carved.experts.size()));
       compensate_mean(dense, activations, masked, expert_of, routing, comm, carved);
     } else {
-      compensate_refit(backend, dense, activations, masked, expert_of, recipe.refit_lambda, comm, carved);
+      compensate_refit(backend, dense, activations, routing, expert_of, recipe.refit_lambda, comm, carved);
     }
     times.lap("compensation");
   }

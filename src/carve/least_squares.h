@@ -1,18 +1,23 @@
 #pragma once
 
-#include <cstdint>
 #include <vector>
+
+#include "backend/backend.h"
+#include "carve/normal_equations.h"
+#include "comm/communicator.h"
 
 namespace cmoe {
 
-/// Solves (G + lambda * mean(diag G) * I) W = C for W: G [n, n] symmetric positive semi-definite, C [n, m], row-major f64, from
-/// sums over tokens. Columns are solved in fixed blocks, so the result does not depend on threads.
-/// @return W [n, m] row-major.
-/// @throws Error when the matrix is not positive definite even so (a neuron with non-finite activations, or lambda <= 0).
-std::vector<double> ridge_solve(std::vector<double> gram, const std::vector<double>& right, int64_t n, int64_t m,
-                                double lambda);
+/// y = W^T x + c, for x [n] and y [m].
+struct LinearFit {
+  std::vector<double> weight;     ///< W [n, m] row-major
+  std::vector<double> intercept;  ///< c [m] = mean y - W^T mean x
+};
 
-/// Sums of products about the means: G_ij - s_i t_j / tokens. `s` [n] and `t` [m] are column sums.
-void center_products(std::vector<double>& products, const std::vector<double>& s, const std::vector<double>& t, int64_t tokens);
+/// Ridge regression: W = (G + lambda mean(diag G) I)^-1 C of the normal equations [G | C], f64, by Cholesky's factorisation.
+/// Every rank factors G and solves its share of the right sides; each has its own sums, so W is the same to the bit for any
+/// number of ranks and threads. Collective.
+/// @throws Error when the matrix is not positive definite even so (lambda <= 0).
+LinearFit ridge_fit(const Backend& backend, const NormalEquations& equations, double lambda, Communicator& comm);
 
 }  // namespace cmoe

@@ -4,9 +4,9 @@
 #include <span>
 #include <vector>
 
-#include "backend/backend.h"
 #include "carve/token_chunks.h"
 #include "comm/communicator.h"
+#include "tensor/tensor.h"
 
 namespace cmoe {
 
@@ -16,12 +16,6 @@ namespace cmoe {
 /// out [size].
 std::vector<double> sum_over_tokens(int64_t size, const TokenChunks& chunks, Communicator& comm,
                                     const std::function<void(int64_t begin, int64_t end, std::span<double> out)>& terms);
-
-/// a^T b over all tokens: a [T, n], b [T, m] f32 of this rank; result [n, m] f64 row-major. a and b are one object on all
-/// ranks or on none. Pieces are summed in f32 by the
-/// backend, pieces together exactly.
-std::vector<double> gram(const Backend& backend, const Tensor& a, const Tensor& b, const TokenChunks& chunks,
-                         Communicator& comm);
 
 /// Column sums of a [T, n] over all tokens, f64.
 std::vector<double> column_sums(const Tensor& a, const TokenChunks& chunks, Communicator& comm);

@@ -55,8 +55,7 @@ struct Case {
   CarvedLayer refit(double lambda, Communicator& comm) const {
     const LayerActivations activations = small.activations(comm);
     CarvedLayer result = layer();
-    compensate_refit(*small.backend, small.dense, activations,
-                     mask_activations(activations.h, expert_of, routing(comm), kExperts), expert_of, lambda, comm, result);
+    compensate_refit(*small.backend, small.dense, activations, routing(comm), expert_of, lambda, comm, result);
     return result;
   }
   // y_t - yhat_t of every token: dense output less W m_t + c + the biases of the experts that run.

@@ -6,52 +6,74 @@
 #include "base/parallel.h"
 #include "carve/least_squares.h"
 #include "support/refusal.h"
+#include "support/world.h"
 
 namespace cmoe {
 namespace {
 
-TEST(RidgeSolve, SatisfiesTheNormalEquations) {
-  const int64_t n = 70, m = 130, tokens = 200;
-  const double lambda = 1e-2;
+NormalEquations random_problem(int64_t n, int64_t m, int64_t tokens) {
   std::mt19937 random(3);
   std::normal_distribution<double> normal;
-  std::vector<double> x(static_cast<size_t>(tokens * n)), y(static_cast<size_t>(tokens * m));
-  for (double& v : x) v = normal(random);
-  for (double& v : y) v = normal(random);
-  std::vector<double> gram(static_cast<size_t>(n * n), 0.0), cross(static_cast<size_t>(n * m), 0.0);
-  double trace = 0;
+  std::vector<double> z(static_cast<size_t>(tokens * (n + m)));
+  for (double& v : z) v = normal(random);
+  NormalEquations equations{.unknowns = n, .right_sides = m};
+  equations.products.assign(static_cast<size_t>(n * (n + m)), 0.0);
   for (int64_t t = 0; t < tokens; ++t) {
+    const double* row = z.data() + t * (n + m);
     for (int64_t i = 0; i < n; ++i) {
-      for (int64_t j = 0; j < n; ++j)
-        gram[static_cast<size_t>(i * n + j)] += x[static_cast<size_t>(t * n + i)] * x[static_cast<size_t>(t * n + j)];
-      for (int64_t j = 0; j < m; ++j)
-        cross[static_cast<size_t>(i * m + j)] += x[static_cast<size_t>(t * n + i)] * y[static_cast<size_t>(t * m + j)];
+      for (int64_t j = 0; j < n + m; ++j) equations.products[static_cast<size_t>(i * (n + m) + j)] += row[i] * row[j];
     }
   }
-  for (int64_t i = 0; i < n; ++i) trace += gram[static_cast<size_t>(i * n + i)];
-  const std::vector<double> w = ridge_solve(gram, cross, n, m, lambda);
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t j = 0; j < m; ++j) {
-      double left = lambda * trace / static_cast<double>(n) * w[static_cast<size_t>(i * m + j)];
-      for (int64_t k = 0; k < n; ++k) left += gram[static_cast<size_t>(i * n + k)] * w[static_cast<size_t>(k * m + j)];
-      EXPECT_NEAR(left, cross[static_cast<size_t>(i * m + j)], 1e-8);
+  for (int64_t i = 0; i < n + m; ++i) equations.mean.push_back(normal(random));
+  return equations;
+}
+
+TEST(RidgeFit, SatisfiesTheNormalEquations) {
+  const int64_t n = 70, m = 130;
+  const double lambda = 1e-2;
+  const NormalEquations equations = random_problem(n, m, 200);
+  const auto product = [&](int64_t i, int64_t j) { return equations.products[static_cast<size_t>(i * (n + m) + j)]; };
+  double trace = 0;
+  for (int64_t i = 0; i < n; ++i) trace += product(i, i);
+  const LinearFit fit = ridge_fit(*make_cpu_backend(), equations, lambda, test_world());
+  for (int64_t j = 0; j < m; ++j) {
+    double intercept = equations.mean[static_cast<size_t>(n + j)];
+    for (int64_t i = 0; i < n; ++i) {
+      const double weight = fit.weight[static_cast<size_t>(i * m + j)];
+      intercept -= weight * equations.mean[static_cast<size_t>(i)];
+      double left = lambda * trace / static_cast<double>(n) * weight;
+      for (int64_t k = 0; k < n; ++k) left += product(i, k) * fit.weight[static_cast<size_t>(k * m + j)];
+      EXPECT_NEAR(left, product(i, n + j), 1e-8);
     }
+    EXPECT_NEAR(fit.intercept[static_cast<size_t>(j)], intercept, 1e-12);
   }
-  set_num_threads(3);
-  EXPECT_EQ(ridge_solve(gram, cross, n, m, lambda), w) << "threads changed the solution";
-  set_num_threads(1);
 }
 
-TEST(RidgeSolve, GivesZeroForNoActivationAndRefusesAnIndefiniteMatrix) {
-  for (double w : ridge_solve(std::vector<double>(9, 0.0), {0, 0, 0}, 3, 1, 1e-3)) EXPECT_EQ(w, 0.0);
-  EXPECT_THAT(refusal([] { ridge_solve({1, 2, 2, 1}, {1, 1}, 2, 1, 0.0); }), ::testing::HasSubstr("not positive definite"));
+TEST(RidgeFit, IsTheSameOnAnyNumberOfRanksAndThreads) {
+  const auto backend = make_cpu_backend();
+  const auto alone = test_world().split(test_world().rank());
+  for (const int64_t m : {1, 5, 130}) {
+    const NormalEquations equations = random_problem(50, m, 90);
+    const LinearFit many = ridge_fit(*backend, equations, 1e-3, test_world()),
+                    one = ridge_fit(*backend, equations, 1e-3, *alone);
+    EXPECT_EQ(many.weight, one.weight);
+    EXPECT_EQ(many.intercept, one.intercept);
+    set_num_threads(3);
+    EXPECT_EQ(ridge_fit(*backend, equations, 1e-3, *alone).weight, one.weight) << "threads changed the solution";
+    set_num_threads(1);
+  }
 }
 
-TEST(CenterProducts, RemovesTheMeans) {
-  // x = (1, 3), y = (2, 6): sum xy = 20, centred 20 - 4 * 8 / 2 = 4
-  std::vector<double> products{20};
-  center_products(products, {4}, {8}, 2);
-  EXPECT_DOUBLE_EQ(products[0], 4);
+TEST(RidgeFit, GivesTheMeanForNoActivationAndRefusesAnIndefiniteMatrix) {
+  const auto backend = make_cpu_backend();
+  const NormalEquations nothing{
+      .unknowns = 3, .right_sides = 1, .products = std::vector<double>(12, 0.0), .mean = {0, 0, 0, 2.5}};
+  const LinearFit fit = ridge_fit(*backend, nothing, 1e-3, test_world());
+  EXPECT_EQ(fit.weight, (std::vector<double>{0, 0, 0}));
+  EXPECT_EQ(fit.intercept, (std::vector<double>{2.5}));
+  const NormalEquations indefinite{.unknowns = 2, .right_sides = 1, .products = {1, 2, 1, 2, 1, 1}, .mean = {0, 0, 0}};
+  EXPECT_THAT(refusal([&] { ridge_fit(*backend, indefinite, 0.0, test_world()); }),
+              ::testing::HasSubstr("least squares: the 2 x 2 matrix is not positive definite at lambda 0"));
 }
 
 }  // namespace

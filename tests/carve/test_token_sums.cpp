@@ -11,8 +11,8 @@ namespace cmoe {
 namespace {
 
 struct Data {
-  static constexpr int64_t kSequences = 3, kLength = 70, kA = 9, kB = 4;
-  Tensor a = random_tensor({kSequences * kLength, kA}, 11), b = random_tensor({kSequences * kLength, kB}, 12);
+  static constexpr int64_t kSequences = 3, kLength = 70, kA = 9;
+  Tensor a = random_tensor({kSequences * kLength, kA}, 11);
 
   Data() {
     for (int64_t t = 0; t < a.dim(0); ++t) {
@@ -29,34 +29,6 @@ struct Data {
     return all.rows(begin * kLength, end * kLength);
   }
 };
-
-TEST(TokenSums, GramIsThatOfOneRankToTheBitAndRight) {
-  const Data data;
-  const auto backend = make_cpu_backend();
-  Communicator& world = test_world();
-  const auto alone = world.split(world.rank());
-  const auto product = [&](const Tensor& b, Communicator& comm) {
-    return gram(*backend, data.mine(data.a, comm), data.mine(b, comm), data.chunks(comm), comm);
-  };
-  const std::vector<double> found = product(data.b, world);
-  EXPECT_EQ(found, product(data.b, *alone));
-  for (int64_t i = 0; i < Data::kA; ++i) {
-    for (int64_t j = 0; j < Data::kB; ++j) {
-      double expected = 0, size = 0;
-      for (int64_t t = 0; t < data.a.dim(0); ++t) {
-        const double term = static_cast<double>(data.a.row<float>(t)[i]) * data.b.row<float>(t)[j];
-        expected += term;
-        size += std::abs(term);
-      }
-      EXPECT_NEAR(found[static_cast<size_t>(i * Data::kB + j)], expected, 1e-6 * size);
-    }
-  }
-  const std::vector<double> square = product(data.a, world);
-  EXPECT_EQ(square, product(data.a, *alone));
-  for (size_t i = 0; i < Data::kA; ++i) {
-    for (size_t j = 0; j < Data::kA; ++j) EXPECT_EQ(square[i * Data::kA + j], square[j * Data::kA + i]);
-  }
-}
 
 TEST(TokenSums, ColumnSumsAreThoseOfOneRankToTheBitAndRight) {
   const Data data;
@@ -97,8 +69,6 @@ TEST(TokenSums, AValueThatIsNoNumberIsRefused) {
   const auto alone = test_world().split(test_world().rank());
   data.a.row<float>(17)[4] = std::numeric_limits<float>::quiet_NaN();
   EXPECT_THAT(refusal([&] { column_sums(data.a, data.chunks(*alone), *alone); }), ::testing::HasSubstr("sum over tokens"));
-  EXPECT_THAT(refusal([&] { gram(*make_cpu_backend(), data.a, data.b, data.chunks(*alone), *alone); }),
-              ::testing::HasSubstr("Gram matrix: element [4, 0] is nan"));
 }
 
 }  // namespace
