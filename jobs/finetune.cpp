@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/format.h"
 #include "base/log.h"
+#include "base/output_directory.h"
 #include "base/progress.h"
 #include "base/read_file.h"
 #include "base/timer.h"
@@ -28,11 +29,11 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Job {
-  std::string model, teacher, out, text_format = "auto", dtype = "f32", recipe = "default";
+  std::string model, teacher, teacher_rows, out, text_format = "auto", dtype = "f32", recipe = "default";
   std::vector<std::string> datasets, eval_datasets;
   std::string lora_targets = "q,k,v,o,gate,up,down", distill = "none", schedule = "cosine", balance = "sign";
   int64_t samples = 256, seq_len = 1024, seed = 0, batch_size = 2, rank = 8, expert_rank = 0, warmup_steps = 0;
-  int64_t save_every = 50, eval_every = 0, eval_windows = 8;
+  int64_t save_every = 50, adapter_every = 0, eval_every = 0, eval_windows = 8;
   double alpha = 32, dropout = 0.1, lr = 5.95e-5, scale_lr = 1e-3, router_lr = 1e-3, weight_decay = 0, clip = 1;
   double nll_weight = 1, distill_weight = 1, temperature = 1, gamma = 1e-3, threshold_rate = 0.1, router_regression = 0;
   bool rslora = false, no_router_scale = false, train_router = false, recompute = false, documents = false, resume = false;
@@ -66,6 +67,10 @@ void declare(Options& options, Job& job) {
   options.add("threshold-rate", &job.threshold_rate, "how fast thresholds follow the budget of active experts",
               {.least = 0, .most = 1});
   options.add("teacher", &job.teacher, "dense model to distil from");
+  options.add(
+      "teacher-rows", &job.teacher_rows,
+      "folder that keeps the teacher's rows for its logits, 4 bytes a value, so that another run over the same text need "
+      "not run the teacher");
   options.add_choice("distill", &job.distill, {"none", "logits", "hidden", "both"}, "what of the teacher is matched");
   options.add("distill-weight", &job.distill_weight, "weight of the teacher's part of the loss", {.least = 0});
   options.add("nll-weight", &job.nll_weight, "weight of cross-entropy", {.least = 0});
@@ -85,6 +90,8 @@ void declare(Options& options, Job& job) {
   options.add("eval-every", &job.eval_every, "steps between evaluations; 0 for none", {.least = 0});
   options.add("eval-windows", &job.eval_windows, "sequences of an evaluation", {.least = 1});
   options.add("save-every", &job.save_every, "steps between saved states; 0 saves at the end and on SIGTERM only",
+              {.least = 0});
+  options.add("adapter-every", &job.adapter_every, "steps between adapters of their own in OUT/adapter-<step>; 0 for none",
               {.least = 0});
   options.add("resume", &job.resume, "go on from the newest saved state in --out, or start where there is none");
   options.add("out", &job.out, "folder for log, states and the adapter");
@@ -147,8 +154,9 @@ std::string identity_of(const Options& options, const Checkpoint& checkpoint) {
   for (std::string line; std::getline(lines, line);) {
     const std::string key = line.substr(0, line.find_first_of(" ="));
     bool free = key.empty() || key[0] == '#';
-    for (const char* name : {"out", "model", "teacher", "resume", "save-every", "eval-dataset", "eval-every", "eval-windows",
-                             "threads", "quiet", "config", "recompute", "expert-parallel", "dispatcher", "placement"})
+    for (const char* name :
+         {"out", "model", "teacher", "teacher-rows", "resume", "save-every", "adapter-every", "eval-dataset", "eval-every",
+          "eval-windows", "threads", "quiet", "config", "recompute", "expert-parallel", "dispatcher", "placement"})
       free = free || key == name;
     if (!free) identity += line + "\n";
   }
@@ -233,6 +241,9 @@ int finetune(int argc, char** argv, Environment& environment) {
              job.distill, job.teacher);
   CMOE_CHECK(job.eval_every == 0 || !job.eval_datasets.empty(), "eval-every {}: needs --eval-dataset", job.eval_every);
 
+  CMOE_CHECK(job.teacher_rows.empty() || job.distill == "logits",
+             "teacher-rows: kept for --distill logits alone; distill is '{}'", job.distill);
+
   Communicator& world = session.world();
   const Checkpoint checkpoint = session.open_model(job.model);
   const Tokenizer tokenizer = load_tokenizer(job.model);
@@ -254,9 +265,19 @@ int finetune(int argc, char** argv, Environment& environment) {
   const Transformer base(checkpoint, session.backend(), dtype, Transformer::LoadFfn::yes, groups.parallel());
   TrainedModel model(checkpoint, base, trained_parts(job), static_cast<uint64_t>(job.seed));
   std::unique_ptr<Transformer> teacher;
-  if (!job.teacher.empty()) teacher = std::make_unique<Transformer>(session.open_model(job.teacher), session.backend(), dtype);
+  std::optional<TeacherRows> teacher_rows;
+  if (!job.teacher.empty()) {
+    const Checkpoint taught = session.open_model(job.teacher);
+    teacher = std::make_unique<Transformer>(taught, session.backend(), dtype);
+    if (!job.teacher_rows.empty()) {
+      if (session.is_root()) fs::create_directories(job.teacher_rows);
+      teacher_rows.emplace(job.teacher_rows, model_fingerprint(taught) + " " + job.dtype);
+    }
+  }
   const TrainerOptions settings = trainer_options(job);
-  Trainer trainer(model, {teacher.get(), settings.loss.kl > 0, settings.loss.hidden > 0}, settings, sequences, world);
+  Trainer trainer(model,
+                  {teacher.get(), settings.loss.kl > 0, settings.loss.hidden > 0, teacher_rows ? &*teacher_rows : nullptr},
+                  settings, sequences, world);
   TrainingState state(job.out, identity_of(options, checkpoint), world);
 
   if (job.resume && state.newest()) {
@@ -285,6 +306,13 @@ int finetune(int argc, char** argv, Environment& environment) {
       log_info("step {}: held-out {:.4f} nats per token (perplexity {:.3f})", trainer.steps_done(), nll, std::exp(nll));
     }
   };
+  const auto keep_adapter = [&](int64_t step) {
+    std::optional<OutputDirectory> output;
+    if (session.is_root()) output.emplace(fmt::format("{}/adapter-{:08}", job.out, step), /*force=*/true);
+    const std::string work = world.broadcast_string(output ? output->work_path() : "", 0);
+    if (world.rank() < model.group_size()) write_adapter(model, job.model, job.dropout, work);
+    if (output) output->commit();
+  };
   if (job.eval_every > 0 && trainer.steps_done() == 0) evaluate_now();
   Progress progress("finetune", (trainer.steps() - trainer.steps_done()) * job.batch_size * job.seq_len, "tokens");
   while (trainer.steps_done() < trainer.steps()) {
@@ -302,6 +330,7 @@ int finetune(int argc, char** argv, Environment& environment) {
                  trainer.steps());
       return static_cast<int>(ExitCode::requeue);
     }
+    if (job.adapter_every > 0 && report.step % job.adapter_every == 0) keep_adapter(report.step);
     if (job.eval_every > 0 && (last || report.step % job.eval_every == 0)) evaluate_now();
   }
   progress.finish();

@@ -179,8 +179,15 @@ SequenceLoss TrainedModel::add_gradient(std::span<const int32_t> tokens, const S
   const std::vector<int32_t> targets = next_tokens(tokens, segments);
   TeacherStates taught;
   if (distils) {
-    const DocumentBatch documents(teacher.model->config(), tokens, segments);
-    taught = run_teacher(*teacher.model, documents.batch(), teacher.hidden);
+    const auto run = [&] {
+      const DocumentBatch documents(teacher.model->config(), tokens, segments);
+      return run_teacher(*teacher.model, documents.batch(), teacher.hidden);
+    };
+    if (teacher.stored) {
+      taught.last = teacher.stored->get(tokens, segments.rows, [&] { return run().last; });
+    } else {
+      taught = run();
+    }
   }
 
   Tensor x = embed(tokens, segments);

@@ -10,6 +10,7 @@
 #include "model/transformer.h"
 #include "train/attention_block.h"
 #include "train/moe_block.h"
+#include "train/teacher_rows.h"
 
 namespace cmoe {
 
@@ -83,6 +84,7 @@ class TrainedModel {
   struct Teacher {
     const Transformer* model = nullptr;
     bool logits = false, hidden = false;
+    const TeacherRows* stored = nullptr;  ///< where the rows before the head are kept; not with `hidden`
   };
   struct LossOptions {
     double nll = 1, kl = 0, hidden = 0;  ///< weights, per token of the step

@@ -161,6 +161,39 @@ TEST_F(Finetune, ExpertsSpreadOverRanksGiveTheSameBytes) {
   }
 }
 
+TEST_F(Finetune, StoredRowsOfTheTeacherChangeNothing) {
+  const Words distil{"--samples", "8", "--teacher", kFixtures + "tiny-llama", "--distill", "logits"};
+  expect_success(finetune("direct", distil));
+  Words stored = distil;
+  stored.insert(stored.end(), {"--teacher-rows", path("rows")});
+  const auto files = [&] {
+    std::vector<std::filesystem::path> names;
+    for (const auto& entry : std::filesystem::directory_iterator(folder_ / "rows")) names.push_back(entry.path());
+    return names;
+  };
+  for (const char* out : {"first", "second"}) {  // stores them, takes them
+    expect_success(finetune(out, stored));
+    EXPECT_EQ(files().size(), 8u);
+    EXPECT_EQ(read_bytes(folder_ / out / "adapter_model.safetensors"),
+              read_bytes(folder_ / "direct/adapter_model.safetensors"));
+  }
+  for (const auto& name : files()) std::filesystem::resize_file(name, 100);
+  EXPECT_EQ(run(finetune("third", stored)), 2);
+  EXPECT_THAT(messages(), HasSubstr("rows/"));
+  stored[5] = "both";
+  EXPECT_EQ(run(finetune("fourth", stored)), 2);
+  EXPECT_THAT(messages(), HasSubstr("teacher-rows: kept for --distill logits alone; distill is 'both'"));
+}
+
+TEST_F(Finetune, KeepsAdaptersOnTheWay) {
+  expect_success(finetune("short", {"--samples", "12", "--schedule", "constant"}));
+  expect_success(finetune("long", {"--samples", "24", "--schedule", "constant", "--adapter-every", "3"}));
+  for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "router.safetensors"}) {
+    EXPECT_EQ(read_bytes(folder_ / "long/adapter-00000003" / name), read_bytes(folder_ / "short" / name)) << name;
+    EXPECT_EQ(read_bytes(folder_ / "long/adapter-00000006" / name), read_bytes(folder_ / "long" / name)) << name;
+  }
+}
+
 TEST_F(Finetune, SurvivesBeingKilledAtAnyMoment) {
   expect_success(finetune("whole"));
   const auto started = std::chrono::steady_clock::now();
