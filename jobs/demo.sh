@@ -1,7 +1,7 @@
 #!/bin/bash
 # The main job from nothing: fetch a real 135M-parameter LLM and two texts, carve the LLM, and see what it cost.
 #
-#   bash jobs/demo.sh            under five minutes on two cores, after set-up
+#   bash jobs/demo.sh            about five minutes on two cores, after set-up
 #   bash jobs/demo.sh --fetch    only builds and fetches
 #
 # Everything stays under build/demo; a second run reuses what was fetched. Needs network the first time.
@@ -114,6 +114,13 @@ for recipe in best authors static flap; do
   models+=(--model "$recipe")
 done
 
+say "heal: LoRA on 24 samples of 512 tokens, experts spread over $ranks ranks"
+rm -rf adapter # of an earlier run
+on_ranks "$cmoe" finetune --model best --dataset "$calibration" --samples 24 --seq-len 512 --lr 1e-3 --dtype bf16 \
+  --save-every 0 --out adapter
+run "$cmoe" merge --model best --adapter adapter --out healed --force
+models+=(--model healed)
+
 say "evaluate: perplexity on held-out text, $windows windows of 2,048 tokens"
 on_ranks "$cmoe" evaluate --perplexity "${models[@]}" --dataset "$held_out" --seq-len 2048 --windows "$windows" \
   --json result.json --update-card | tee result.txt
@@ -125,8 +132,8 @@ say "done in $((SECONDS - start)) s after set-up"
 sed 1d result.txt # without the command
 cat <<END
 
-The carved model lies in build/demo/best. It loads with
+The carved model lies in build/demo/best, the healed one in build/demo/healed. They load with
   AutoModelForCausalLM.from_pretrained("build/demo/best", trust_remote_code=True)
-and goes on with
+and go on with
   build/release/cmoe generate --model build/demo/best --chat --prompt "..." --max-tokens 64 --temperature 0
 END
