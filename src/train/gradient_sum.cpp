@@ -40,6 +40,7 @@ void GradientSum::add(std::span<const Tensor> gradients, std::span<const int64_t
   const auto ranks = static_cast<size_t>(comm_.size()), me = static_cast<size_t>(comm_.rank());
   if (terms.size() != ranks || static_cast<int64_t>(gradients.size()) < terms[me])
     fail_internal("gradients: {} numbers of terms for {} ranks, {} gradients here", terms.size(), ranks, gradients.size());
+  if (chunk_place_.empty()) return;  // so on all ranks of the group
   const int64_t mine = sum_.size();
   std::vector<int64_t> first(ranks);  // number of each rank's first term
   std::exclusive_scan(terms.begin(), terms.end(), first.begin(), int64_t{0});
@@ -88,7 +89,7 @@ void GradientSum::append_squares(std::vector<ChunkSquare>& squares) const {
 }
 
 void GradientSum::gather(const Tensor& values) const {
-  if (comm_.size() == 1) return;
+  if (comm_.size() == 1 || chunk_place_.empty()) return;
   const auto [begin, end] = slice();
   const std::vector<float> all =
       comm_.all_gather_v<float>(std::span<const float>(values.data<float>() + begin, static_cast<size_t>(end - begin)));
