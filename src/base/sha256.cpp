@@ -1,7 +1,6 @@
 #include "base/sha256.h"
 
 #include <algorithm>
-#include <bit>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -9,58 +8,21 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/sha256_blocks.h"
 
 namespace cmoe {
 namespace {
 
-// First 32 bits of the fractional parts of the cube roots of the first 64 primes.
-constexpr std::array<uint32_t, 64> kRound{
-    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01,
-    0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc,
-    0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147,
-    0x06ca6351, 0x14292967, 0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
-    0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08,
-    0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208,
-    0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
-
-inline uint32_t load_big_endian(const uint8_t* bytes) {
-  uint32_t word;
-  std::memcpy(&word, bytes, 4);
-  return __builtin_bswap32(word);
+Sha256Blocks best_blocks() {
+  const Sha256Blocks instructions = find_sha256_instructions();
+  return instructions ? instructions : sha256_blocks_plain;
 }
 
 }  // namespace
 
-void Sha256::block(const uint8_t* data) {
-  std::array<uint32_t, 64> w;
-  for (size_t t = 0; t < 16; ++t) w[t] = load_big_endian(data + 4 * t);
-  for (size_t t = 16; t < 64; ++t) {
-    const uint32_t s0 = std::rotr(w[t - 15], 7) ^ std::rotr(w[t - 15], 18) ^ (w[t - 15] >> 3);
-    const uint32_t s1 = std::rotr(w[t - 2], 17) ^ std::rotr(w[t - 2], 19) ^ (w[t - 2] >> 10);
-    w[t] = w[t - 16] + s0 + w[t - 7] + s1;
-  }
-  // One round writes d and h; the caller turns the names instead of moving eight values.
-  const auto round = [&](uint32_t a, uint32_t b, uint32_t c, uint32_t& d, uint32_t e, uint32_t f, uint32_t g, uint32_t& h,
-                         size_t t) {
-    const uint32_t choose = g ^ (e & (f ^ g));
-    const uint32_t majority = (a & b) | (c & (a | b));
-    const uint32_t t1 = h + (std::rotr(e, 6) ^ std::rotr(e, 11) ^ std::rotr(e, 25)) + choose + kRound[t] + w[t];
-    d += t1;
-    h = t1 + (std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22)) + majority;
-  };
-  auto [a, b, c, d, e, f, g, h] = state_;
-  for (size_t t = 0; t < 64; t += 8) {
-    round(a, b, c, d, e, f, g, h, t);
-    round(h, a, b, c, d, e, f, g, t + 1);
-    round(g, h, a, b, c, d, e, f, t + 2);
-    round(f, g, h, a, b, c, d, e, t + 3);
-    round(e, f, g, h, a, b, c, d, t + 4);
-    round(d, e, f, g, h, a, b, c, t + 5);
-    round(c, d, e, f, g, h, a, b, t + 6);
-    round(b, c, d, e, f, g, h, a, t + 7);
-  }
-  const std::array<uint32_t, 8> sum{a, b, c, d, e, f, g, h};
-  for (size_t i = 0; i < 8; ++i) state_[i] += sum[i];
+void Sha256::take(const uint8_t* blocks, size_t count) {
+  static const Sha256Blocks take_blocks = best_blocks();
+  take_blocks(state_, blocks, count);
 }
 
 void Sha256::update(const void* data, size_t bytes) {
@@ -73,10 +35,13 @@ void Sha256::update(const void* data, size_t bytes) {
     next += taken;
     bytes -= taken;
     if (pending_bytes_ < pending_.size()) return;
-    block(pending_.data());
+    take(pending_.data(), 1);
     pending_bytes_ = 0;
   }
-  for (; bytes >= pending_.size(); next += pending_.size(), bytes -= pending_.size()) block(next);
+  const size_t whole = bytes / pending_.size();
+  take(next, whole);
+  next += whole * pending_.size();
+  bytes -= whole * pending_.size();
   if (bytes > 0) std::memcpy(pending_.data(), next, bytes);
   pending_bytes_ = bytes;
 }

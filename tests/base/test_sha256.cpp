@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include "base/sha256.h"
+#include "base/sha256_blocks.h"
 #include "support/refusal.h"
 #include "support/temporary_directory.h"
 
@@ -30,6 +31,19 @@ TEST(Sha256, PiecesDoNotMatter) {
       for (size_t at = 0; at < length; at += piece) hash.update(text.data() + at, std::min(piece, length - at));
       EXPECT_EQ(hash.hex(), expected) << length << " bytes in pieces of " << piece;
     }
+  }
+}
+
+TEST(Sha256, InstructionsGiveWhatThePlainCodeGives) {
+  const Sha256Blocks instructions = find_sha256_instructions();
+  if (!instructions) GTEST_SKIP() << "this CPU has no SHA-256 instructions";
+  std::vector<uint8_t> data(64 * 9);
+  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<uint8_t>(i * i * 31 + i / 7);
+  for (size_t count : {0, 1, 2, 9}) {
+    std::array<uint32_t, 8> plain{1, 0x80000000, 3, 0xffffffff, 5, 6, 7, 8}, fast = plain;
+    sha256_blocks_plain(plain, data.data(), count);
+    instructions(fast, data.data(), count);
+    EXPECT_EQ(fast, plain) << count << " blocks";
   }
 }
 
