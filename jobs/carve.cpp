@@ -66,8 +66,9 @@ void print_plan(const CarveOptions& carve, const Profile& profile, const ModelCo
                                             (dense.num_hidden_layers + ranks - 1) / ranks, ranks)
                               : fmt::format("{} layers in order, {} tokens on the busiest of {} ranks", dense.num_hidden_layers,
                                             format_count(local), ranks)});
-  int64_t memory = alone ? 3 * d * f * 4 + profile.sequences() * profile.sequence_length() * profile.k_act() * 4
-                         : local * (5 * d + 3 * f) * 4 + 6 * d * f * 4 + (refit ? f * f * 20 : 0) + (linear ? d * d * 20 : 0);
+  int64_t memory =
+      alone ? 3 * d * f * 4 + profile.sequences() * profile.sequence_length() * profile.k_act() * 4
+            : local * (5 * d + 3 * f) * 4 + 6 * d * f * 4 + (refit ? f * (f + d) * 24 : 0) + (linear ? d * d * 20 : 0);
   plan.add_row({"memory per rank beside the attention weights", format_bytes(memory)});
   const int64_t wire = alone ? 0 : (refit ? f * f + f * d : 0) + (linear ? d * d : 0) + 5 * f;
   plan.add_row({"bytes all-reduced per rank and layer", format_bytes(8 * wire)});

@@ -11,14 +11,24 @@ namespace cmoe {
 namespace {
 
 std::vector<float> row_lengths(const Tensor& matrix) {
-  std::vector<float> lengths;
-  for (int64_t i = 0; i < matrix.dim(0); ++i) {
-    double square = 0;
-    for (int64_t j = 0; j < matrix.dim(1); ++j)
-      square += static_cast<double>(matrix.row<float>(i)[j]) * matrix.row<float>(i)[j];
-    // A row of zeros stays zero when normalised, as torch's F.normalize leaves it.
-    lengths.push_back(std::max(static_cast<float>(std::sqrt(square)), 1e-12f));
-  }
+  const int64_t columns = matrix.dim(1);
+  std::vector<float> lengths(static_cast<size_t>(matrix.dim(0)));
+  parallel_for(matrix.dim(0), 64, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const float* row = matrix.row<float>(i);
+      constexpr int64_t kSums = 8;  // side by side: one sum would wait for each of its additions
+      double sums[kSums] = {};
+      int64_t j = 0;
+      for (; j + kSums <= columns; j += kSums) {
+        for (int64_t k = 0; k < kSums; ++k) sums[k] += static_cast<double>(row[j + k]) * row[j + k];
+      }
+      for (; j < columns; ++j) sums[j % kSums] += static_cast<double>(row[j]) * row[j];
+      double square = 0;
+      for (double sum : sums) square += sum;
+      // A row of zeros stays zero when normalised, as torch's F.normalize leaves it.
+      lengths[static_cast<size_t>(i)] = std::max(static_cast<float>(std::sqrt(square)), 1e-12f);
+    }
+  });
   return lengths;
 }
 
