@@ -1,6 +1,6 @@
 cmoe_test(train/test_gradients)
 cmoe_test(train/test_trainer RANKS 1 2 3 4)
-cmoe_test(train/test_expert_training RANKS 1 2 3 4 8 TIMEOUT 120)
+cmoe_test(train/test_expert_training RANKS 1 2 3 4 8 TIMEOUT 240)
 cmoe_test(train/test_layout_runs)
 cmoe_test(train/test_adapter)
 cmoe_test(train/test_finetune)
