@@ -15,6 +15,7 @@
 #include "data/windows.h"
 #include "jobs/jobs.h"
 #include "jobs/session.h"
+#include "model/fingerprint.h"
 
 namespace cmoe::jobs {
 namespace {

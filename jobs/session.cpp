@@ -7,11 +7,11 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/parallel.h"
-#include "carve/profile.h"
 #include "comm/heartbeat.h"
 #include "comm/same_on_all_ranks.h"
 #include "data/text.h"
 #include "model/adapter.h"
+#include "model/fingerprint.h"
 
 namespace cmoe::jobs {
 

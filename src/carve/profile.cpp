@@ -3,7 +3,7 @@
 #include "carve/profile.h"
 
 #include "base/error.h"
-#include "base/sha256.h"
+#include "model/fingerprint.h"
 #include "tensor/hdf5.h"
 
 namespace cmoe {
@@ -72,23 +72,6 @@ void Profile::check_model(const Checkpoint& checkpoint) const {
   CMOE_CHECK(hash == provenance_.model_hash, "{}: is of another model with the same shape ('{}', fingerprint {}); {} has {}",
              path_.string(), provenance_.model, provenance_.model_hash.substr(0, 12), checkpoint.path.string(),
              hash.substr(0, 12));
-}
-
-std::string model_fingerprint(const Checkpoint& checkpoint) {
-  Sha256 hash;
-  for (const std::string& name : checkpoint.tensors->names()) {
-    const std::string line = name + to_string(checkpoint.tensors->shape(name)) + "\n";
-    hash.update(line.data(), line.size());
-  }
-  // Contents: the norms, which are small and differ between any two trained models.
-  for (int64_t l = 0; l < checkpoint.config.num_hidden_layers; ++l) {
-    for (const char* norm : {"input_layernorm", "post_attention_layernorm"}) {
-      const Tensor values = checkpoint.tensors->read(fmt::format("model.layers.{}.{}.weight", l, norm),
-                                                     {checkpoint.config.hidden_size}, DType::f32);
-      hash.update(values.raw(), static_cast<size_t>(values.bytes()));
-    }
-  }
-  return hash.hex();
 }
 
 }  // namespace cmoe

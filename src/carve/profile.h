@@ -75,8 +75,4 @@ void run_profile(const Checkpoint& checkpoint, std::shared_ptr<const Backend> ba
                  int64_t sequence_length, const ProfileOptions& options, Provenance provenance, Communicator& comm,
                  const std::filesystem::path& out);
 
-/// A hash that tells two models apart: SHA-256 over every tensor's name and shape and the contents of all norms (small, and
-/// different in any two trained models).
-std::string model_fingerprint(const Checkpoint& checkpoint);
-
 }  // namespace cmoe

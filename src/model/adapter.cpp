@@ -95,6 +95,15 @@ class AdaptedSource : public TensorSource {
     return pair ? merged(base_->read(name, expected, DType::f32), *pair).to(as) : base_->read(name, expected, as);
   }
 
+  void hash_sample_of(const std::string& name, Sha256& hash) const override {
+    if (const Tensor* stored = router(name)) return hash.update(stored->raw(), static_cast<size_t>(stored->bytes()));
+    base_->hash_sample_of(name, hash);
+    if (const Adapter::Pair* pair = find_pair(name)) {
+      for (const Tensor* factor : {&pair->a, &pair->b}) hash.update(factor->raw(), static_cast<size_t>(factor->bytes()));
+      hash.update(&pair->scale, sizeof pair->scale);
+    }
+  }
+
  private:
   const Tensor* router(const std::string& name) const {
     const auto found = adapter_->routers.find(name);

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/parallel.h"
 #include "model/expected_tensors.h"
+#include "model/fingerprint.h"
 #include "model/gguf_model.h"
 #include "tensor/gguf.h"
 #include "tensor/safetensors.h"
@@ -91,6 +92,12 @@ class SafetensorsSource : public TensorSource {
     check_finite(file(name).name(), name, tensor);
     return tensor;
   }
+  void hash_sample_of(const std::string& name, Sha256& hash) const override {
+    const SafetensorsFile& from = file(name);
+    hash_sample(
+        stored_bytes(name),
+        [&](int64_t begin, int64_t count, void* to) { from.read_bytes(stored_name(name), begin, count, to); }, hash);
+  }
   std::string file_of(const std::string& name) const override { return file(name).name(); }
 
  private:
@@ -166,6 +173,11 @@ class GgufSource : public TensorSource {
     if (name.ends_with("self_attn.q_proj.weight")) return rows_from_interleaved(tensor, heads_);
     if (name.ends_with("self_attn.k_proj.weight")) return rows_from_interleaved(tensor, kv_heads_);
     return tensor;
+  }
+  void hash_sample_of(const std::string& name, Sha256& hash) const override {
+    hash_sample(
+        stored_bytes(name),
+        [&](int64_t begin, int64_t count, void* to) { file_.read_bytes(stored_name(name), begin, count, to); }, hash);
   }
   std::string file_of(const std::string&) const override { return file_.name(); }
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/sha256.h"
 #include "model/config.h"
 #include "tensor/tensor.h"
 
@@ -27,6 +28,9 @@ class TensorSource {
   /// Reads one tensor as f32 or bf16 (dequantised or converted). @throws Error when it is missing or its shape is not
   /// `expected`.
   virtual Tensor read(const std::string& name, const Shape& expected, DType as) const = 0;
+  /// Adds to the hash what tells this tensor from another of its shape: hash_sample() of its stored bytes. Safe to call from
+  /// several threads.
+  virtual void hash_sample_of(const std::string& name, Sha256& hash) const = 0;
 };
 
 /// A model on disk: a Hugging Face folder, a GGUF file, or a folder that cmoe wrote.

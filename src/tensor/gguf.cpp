@@ -85,6 +85,13 @@ Tensor GgufFile::read(const std::string& name, DType as) const {
   return read_stored(file_, found.offset, stored_type(name), found.shape, as);
 }
 
+void GgufFile::read_bytes(const std::string& name, int64_t begin, int64_t bytes, void* to) const {
+  const GgufTensor& found = tensor(name);
+  CMOE_CHECK(begin >= 0 && bytes >= 0 && begin <= found.bytes - bytes, "{}: tensor '{}' has {} bytes; expected {} from byte {}",
+             this->name(), name, found.bytes, bytes, begin);
+  file_.read(to, bytes, found.offset + begin);
+}
+
 std::optional<std::string> GgufFile::find_string(const std::string& key) const { return find<std::string>(*this, key); }
 std::optional<int64_t> GgufFile::find_integer(const std::string& key) const { return find<int64_t>(*this, key); }
 std::optional<double> GgufFile::find_number(const std::string& key) const { return find<double>(*this, key); }

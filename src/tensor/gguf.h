@@ -47,6 +47,9 @@ class GgufFile {
   const GgufTensor& tensor(const std::string& name) const;
   /// Reads one tensor, dequantised, as f32 or bf16. @throws Error when it is missing or of a type that has no decoder here.
   Tensor read(const std::string& tensor, DType as) const;
+  /// Reads `bytes` bytes of the tensor as they are stored, from its byte `begin` on. @throws Error when it is missing or
+  /// shorter.
+  void read_bytes(const std::string& tensor, int64_t begin, int64_t bytes, void* to) const;
   /// The type `tensor` is read from. @throws Error naming tensor and type when there is no decoder.
   StoredType stored_type(const std::string& tensor) const;
 

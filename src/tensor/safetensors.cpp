@@ -123,6 +123,13 @@ const SafetensorsEntry& SafetensorsFile::entry(const std::string& tensor) const 
   return found->second;
 }
 
+void SafetensorsFile::read_bytes(const std::string& tensor, int64_t begin, int64_t bytes, void* to) const {
+  const SafetensorsEntry& found = entry(tensor);
+  CMOE_CHECK(begin >= 0 && bytes >= 0 && begin <= found.bytes - bytes, "{}: tensor '{}' has {} bytes; expected {} from byte {}",
+             this->name(), tensor, found.bytes, bytes, begin);
+  file_.read(to, bytes, found.offset + begin);
+}
+
 StoredType SafetensorsFile::stored_type(const std::string& tensor) const {
   const std::string& dtype = entry(tensor).dtype;
   for (StoredType type : {StoredType::F32, StoredType::F16, StoredType::BF16}) {

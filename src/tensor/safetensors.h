@@ -35,6 +35,9 @@ class SafetensorsFile {
   const SafetensorsEntry& entry(const std::string& tensor) const;
   /// Reads one tensor as f32 or bf16. @throws Error when it is missing or its dtype is not F32, F16 or BF16.
   Tensor read(const std::string& tensor, DType as) const;
+  /// Reads `bytes` bytes of the tensor as they are stored, from its byte `begin` on. @throws Error when it is missing or
+  /// shorter.
+  void read_bytes(const std::string& tensor, int64_t begin, int64_t bytes, void* to) const;
   /// The type `tensor` is read from. @throws Error as read().
   StoredType stored_type(const std::string& tensor) const;
 

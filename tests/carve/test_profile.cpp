@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "carve/profile.h"
+#include "model/fingerprint.h"
 #include "support/refusal.h"
 #include "support/tiny_model.h"
 #include "support/world.h"

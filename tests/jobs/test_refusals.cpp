@@ -117,9 +117,16 @@ TEST_F(Refusals, ProfilesOfAnotherModel) {
     std::erase_if(tensors, [](const auto& entry) { return entry.first.starts_with("model.layers.2."); });
   });
   refused(carve_of(deeper, profile()), "good.h5: is of another model: 3 layers of 160 neurons", "has 2 of 160");
-  const std::string other = variant(
-      "other", [](Tensors& tensors, json&) { tensors["model.layers.1.input_layernorm.weight"].data<float>()[5] += 0.25f; });
-  refused(carve_of(other, profile()), "good.h5: is of another model with the same shape", "fingerprint");
+  // Fine-tuned with its norms frozen: every weight of one matrix moves by a little.
+  const std::string base = variant("base", [](Tensors&, json&) {});
+  const std::string base_profile = in_folder("base.h5");
+  const ProgramResult made = run_cmoe(profile_of(base, kText, base_profile));
+  ASSERT_EQ(made.code, 0) << made.err;
+  const std::string tuned = variant("tuned", [](Tensors& tensors, json&) {
+    for (float& weight : tensors["model.layers.1.mlp.down_proj.weight"].span<float>()) weight += 1e-4f;
+  });
+  refused(carve_of(tuned, base_profile), "base.h5: is of another model with the same shape", "fingerprint", "tuned has");
+  refused(carve_of(base, profile()), "good.h5: is of another model with the same shape");
   refused(carve_of(fixture("tiny-cmoe-static"), profile()), "is carved already; carve takes a dense model");
 }
 

@@ -42,6 +42,7 @@ class CountingSource final : public TensorSource {
     ++reads_[name];
     return inner_->read(name, expected, as);
   }
+  void hash_sample_of(const std::string& name, Sha256& hash) const override { inner_->hash_sample_of(name, hash); }
 
  private:
   std::unique_ptr<TensorSource> inner_;

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "model/adapter.h"
+#include "model/fingerprint.h"
 #include "support/files.h"
 #include "tensor/safetensors.h"
 #include "train/adapter_files.h"
@@ -42,6 +43,20 @@ TEST(Adapter, MergedEqualsUnmerged) {
     }
     EXPECT_LE(worst, 1e-5 * largest);
   }
+}
+
+TEST(Adapter, CountsInTheFingerprint) {
+  const TempFolder folder;
+  TinyModel tiny("tiny-llama");
+  const auto fingerprint = [&] { return model_fingerprint(open_checkpoint(kModels + "tiny-llama", folder.path().string())); };
+  randomise(tiny.trained, 11, 0.1f);
+  write_adapter(tiny.trained, "base", 0.1, folder.path().string());
+  const std::string one = fingerprint();
+  EXPECT_EQ(fingerprint(), one);
+  EXPECT_NE(one, model_fingerprint(open_checkpoint(kModels + "tiny-llama")));
+  randomise(tiny.trained, 12, 0.1f);
+  write_adapter(tiny.trained, "base", 0.1, folder.path().string());
+  EXPECT_NE(fingerprint(), one);
 }
 
 TEST(Adapter, RefusesWhatDoesNotFit) {
