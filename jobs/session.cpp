@@ -10,6 +10,7 @@
 #include "comm/heartbeat.h"
 #include "comm/same_on_all_ranks.h"
 #include "data/text.h"
+#include "jobs/variables.h"
 #include "model/adapter.h"
 #include "model/fingerprint.h"
 
@@ -44,6 +45,7 @@ bool Session::parse(Options& options, int argc, char** argv) {
     if (is_root()) std::fputs(options.help().c_str(), stdout);
     return false;
   }
+  refuse_unknown_variables();
   CMOE_CHECK(rank_timeout_ == 0 || rank_timeout_ >= 1, "option --rank-timeout: '{}'; expected 0, or at least 1 s",
              rank_timeout_);
   if (environment_.heartbeat()) environment_.heartbeat()->set_timeout(rank_timeout_);

@@ -11,6 +11,7 @@
 
 #include "base/config_file.h"
 #include "base/error.h"
+#include "base/nearest.h"
 
 namespace cmoe {
 namespace {
@@ -53,22 +54,6 @@ bool to_bool(const std::string& text) {
     if (text == word) return false;
   }
   throw Unfit{text, "true or false"};
-}
-
-// Insertions, deletions and changes that turn one name into the other.
-size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t changed = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({changed, row[j] + 1, row[j - 1] + 1});
-    }
-  }
-  return row[b.size()];
 }
 
 }  // namespace
@@ -197,9 +182,7 @@ std::vector<Options::Given> Options::read_command_line(int argc, const char* con
   known.add_options()("help,h", "");
   std::vector<const Entry*> order;  // of arguments without a name
   for (const Entry& entry : entries_) {
-    // A flag without a value means true; Boost takes the value of a flag from `--flag=value` alone.
-    auto* text = po::value<std::string>();
-    known.add_options()(entry.name.c_str(), entry.value_name.empty() ? text->implicit_value("true") : text);
+    known.add_options()(entry.name.c_str(), po::value<std::string>());
     if (entry.positional) order.push_back(&entry);
   }
   std::vector<std::string> arguments;
@@ -210,6 +193,9 @@ std::vector<Options::Given> Options::read_command_line(int argc, const char* con
     if (!only_positional && argument.starts_with("--")) {
       const size_t end = std::min(argument.find('='), argument.size());
       argument = with_dashes(argument.substr(0, end)) + argument.substr(end);
+      // Boost would give a flag the argument behind it: `inspect --json PATH`.
+      const Entry* flag = find(argument.substr(2));
+      if (flag && flag->value_name.empty()) argument += "=true";
     }
     arguments.push_back(std::move(argument));
   }
@@ -225,10 +211,9 @@ std::vector<Options::Given> Options::read_command_line(int argc, const char* con
       if (*help_asked) return {};
       if (option.unregistered) {
         const std::string name = option.original_tokens.front().substr(0, option.original_tokens.front().find('='));
-        const std::string hint = nearest(name);
+        const std::string hint = nearest_option(name);
         fail("option {}: unknown; {}", name, hint.empty() ? "see " + command_ + " --help" : "did you mean --" + hint + "?");
       }
-      if (option.value.empty()) values.push_back({option.string_key, "true", "option --" + option.string_key});
       for (const std::string& text : option.value) {
         if (option.position_key < 0) {
           values.push_back({option.string_key, text, "option --" + option.string_key});
@@ -257,7 +242,7 @@ std::vector<Options::Given> Options::read_config(const std::string& path) const 
   for (const ConfigLine& line : parse_config(text.str(), path)) {
     const std::string key = with_dashes(line.key), where = fmt::format("{}:{}: key '{}'", path, line.line, line.key);
     if (!find(key) || key == "config") {
-      const std::string hint = nearest(key);
+      const std::string hint = nearest_option(key);
       fail("{}: unknown; {}", where, hint.empty() ? "see " + command_ + " --help" : "did you mean '" + hint + "'?");
     }
     values.push_back({key, line.value, where});
@@ -303,17 +288,10 @@ const Options::Entry* Options::find(const std::string& name) const {
 }
 
 // The declared name that a typing error most likely meant; "" when none is near.
-std::string Options::nearest(const std::string& name) const {
-  const std::string bare = name.substr(std::min(name.find_first_not_of('-'), name.size()));
-  size_t best = std::max<size_t>(2, bare.size() / 3) + 1;
-  std::string found;
-  for (const Entry& entry : entries_) {
-    const size_t distance = edit_distance(bare, entry.name);
-    if (distance >= best) continue;
-    best = distance;
-    found = entry.name;
-  }
-  return found;
+std::string Options::nearest_option(const std::string& name) const {
+  std::vector<std::string> names;
+  for (const Entry& entry : entries_) names.push_back(entry.name);
+  return nearest(name.substr(std::min(name.find_first_not_of('-'), name.size())), names);
 }
 
 }  // namespace cmoe

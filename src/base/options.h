@@ -83,7 +83,7 @@ class Options {
   std::vector<Given> read_config(const std::string& path) const;
   std::vector<Given> read_environment(const EnvironmentLookup& lookup) const;
   void apply(const std::vector<Given>& values);
-  std::string nearest(const std::string& name) const;
+  std::string nearest_option(const std::string& name) const;
 
   std::string command_, description_;
   std::vector<Entry> entries_;

@@ -74,6 +74,13 @@ TEST(Options, ReadsEveryKindFromTheCommandLine) {
   EXPECT_EQ(c.note, "-5");
 }
 
+TEST(Options, AFlagTakesNoArgument) {
+  Command c;
+  ASSERT_TRUE(c.parse({"--force", "in"}));
+  EXPECT_TRUE(c.force);
+  EXPECT_EQ(c.model, "in");
+}
+
 TEST(Options, TheStrongerSourceWins) {
   const TemporaryDirectory folder;
   write_text(folder / "a.cfg",
