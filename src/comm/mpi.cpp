@@ -290,7 +290,11 @@ class MpiCommunicator final : public Communicator {
 Environment::Environment(int& argc, char**& argv) : exceptions_at_start_(std::uncaught_exceptions()) {
   if (const auto problem = find_launch_problem(0, std::getenv)) fail("{}", *problem);
   // Without a launcher Open MPI would start a daemon for MPI_Comm_spawn, which nothing here calls.
-  if (started_alone(std::getenv)) setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
+  if (started_alone(std::getenv)) {
+    setenv("OMPI_MCA_ess_singleton_isolated", "1", 0);
+    // All such processes of a user would share one folder under /tmp, and the first to end takes it from the others.
+    setenv("OMPI_MCA_orte_create_session_dirs", "0", 0);
+  }
   int provided = MPI_THREAD_SINGLE;
   check_call(MPI_Init_thread(&argc, &argv, MPI_THREAD_MULTIPLE, &provided), "MPI_Init_thread");
   try {
