@@ -116,24 +116,30 @@ std::vector<PlannedFile> plan_files(const ModelConfig& config, DType dtype, int6
 CarvedModelWriter::CarvedModelWriter(const Checkpoint& dense, const ModelConfig& config, DType dtype, int64_t shard_bytes,
                                      std::string folder, Communicator& comm)
     : dense_(dense), config_(config), dtype_(dtype), folder_(std::move(folder)), comm_(comm) {
-  for (const PlannedFile& file : plan_files(config, dtype, shard_bytes)) {
+  const std::vector<PlannedFile> plan = plan_files(config, dtype, shard_bytes);
+  for (const PlannedFile& file : plan) {
     auto shard = std::make_unique<Shard>();
     shard->path = folder_ + "/" + file.name;
     // Any rank may be the first to open the file; the header is the same from all.
     shard->fd = ::open(shard->path.c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
     if (shard->fd < 0) fail_with_errno(shard->path, "open for writing", errno);
+    shards_.push_back(std::move(shard));
+  }
+  // A rank whose first write fails takes the folder away: by then all have opened their files, and none tells of that instead.
+  comm_.barrier();
+  for (size_t i = 0; i < plan.size(); ++i) {
+    const PlannedFile& file = plan[i];
+    Shard* const shard = shards_[i].get();
     for (const TensorSpec& spec : file.tensors) {
       shard->names.push_back(spec.name);
       tensor_bytes_ += bytes_of(spec);
     }
     promised_ += static_cast<int64_t>(file.tensors.size());
-    shard->writer = std::make_unique<SafetensorsWriter>(file.tensors, kMetadata,
-                                                        [raw = shard.get()](const void* data, int64_t bytes, int64_t offset) {
-                                                          write_fully(raw->fd, offset, data, bytes, raw->path);
-                                                        });
+    shard->writer = std::make_unique<SafetensorsWriter>(
+        file.tensors, kMetadata,
+        [shard](const void* data, int64_t bytes, int64_t offset) { write_fully(shard->fd, offset, data, bytes, shard->path); });
     files_.emplace_back(file.name, file.bytes);
     total_bytes_ += file.bytes;
-    shards_.push_back(std::move(shard));
   }
 }
 

@@ -7,9 +7,6 @@
 #error "HDF5 without MPI support; install libhdf5-openmpi-dev"
 #endif
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -17,6 +14,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "tensor/abandoned_file.h"
 
 namespace cmoe {
 namespace {
@@ -51,6 +49,12 @@ std::string reason() {
   };
   H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, first, &text);
   H5Eclear2(H5E_DEFAULT);
+  // "file write failed: time = ...\n, filename = ..., error message = 'No space left on device', buf = ...": what and why.
+  constexpr std::string_view kWhy = "error message = '";
+  if (const size_t why = text.find(kWhy), what = text.find(": time = "); why < text.size() && what < why) {
+    const size_t begin = why + kWhy.size();
+    text = text.substr(0, what) + ": " + text.substr(begin, text.find('\'', begin) - begin);
+  }
   return text.empty() ? "no reason given" : text;
 }
 
@@ -118,17 +122,6 @@ std::optional<H5Type> type_of(hid_t dataset) {
   return std::nullopt;
 }
 
-// Sends what HDF5 still has to write of a private file to memory. On a full disk the file could not be closed, and HDF5 crashes
-// at the end of a program that leaves such a file open.
-void close_into_memory(hid_t id) {
-  void* descriptor = nullptr;
-  if (H5Fget_vfd_handle(id, H5P_DEFAULT, &descriptor) < 0 || !descriptor) return;
-  const int memory = memfd_create("abandoned HDF5 file", MFD_CLOEXEC);
-  if (memory < 0) return;
-  dup2(memory, *static_cast<int*>(descriptor));
-  ::close(memory);
-}
-
 }  // namespace
 
 std::string_view name_of(H5Type type) {
@@ -149,15 +142,17 @@ H5File::H5File(H5File&& other) noexcept
 
 H5File::~H5File() {
   const bool unwinding = std::uncaught_exceptions() > exceptions_at_start_;
-  if (id_ < 0 || (shared_ && unwinding)) return;
-  if (unwinding) close_into_memory(id_);
-  H5Fclose(id_);
+  if (id_ < 0) return;
+  if (unwinding) redirect_into_memory(path_);
+  // Closing a shared file is collective: when one rank alone gives up, it waits for nobody. MPI's end closes it.
+  if (!shared_ || !unwinding) H5Fclose(id_);
 }
 
 void H5File::close() {
   if (id_ < 0) return;
-  if (H5Fflush(id_, H5F_SCOPE_LOCAL) < 0) fail_internal("{}: writing the last of it failed: {}", name(), reason());
-  if (H5Fclose(std::exchange(id_, -1)) < 0) fail_internal("{}: closing failed: {}", name(), reason());
+  if (H5Fflush(id_, H5F_SCOPE_LOCAL) < 0)
+    fail_internal("{}: writing the last of it failed: {}{}", name(), reason(), full_disk_hint(path_));
+  if (H5Fclose(std::exchange(id_, -1)) < 0) fail_internal("{}: closing failed: {}{}", name(), reason(), full_disk_hint(path_));
 }
 
 H5File H5File::create(const std::filesystem::path& path, std::optional<int64_t> communicator) {
@@ -291,7 +286,9 @@ void H5File::transfer(const std::string& dataset, H5Type type, void* values, int
     const herr_t status =
         writing ? H5Dwrite(handle.get(), file_type(type), in_memory.get(), in_file.get(), transfer_mode.get(), cursor)
                 : H5Dread(handle.get(), file_type(type), in_memory.get(), in_file.get(), transfer_mode.get(), cursor);
-    if (status < 0) fail_internal("{}: {} dataset '{}' failed: {}", name(), writing ? "writing" : "reading", dataset, reason());
+    if (status < 0)
+      fail_internal("{}: {} dataset '{}' failed: {}{}", name(), writing ? "writing" : "reading", dataset, reason(),
+                    writing ? full_disk_hint(path_) : "");
   }
 }
 

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "base/sha256.h"
 #include "model/describe.h"
@@ -19,6 +20,7 @@
 namespace cmoe {
 namespace {
 
+using ::testing::AnyOf;
 using ::testing::HasSubstr;
 namespace fs = std::filesystem;
 
@@ -303,24 +305,37 @@ TEST_F(CarveJob, AReadOnlyFolderIsRefused) {
   EXPECT_TRUE(fs::is_empty(place));
 }
 
-// On a file system of its own that is too small for the model.
+// On file systems of their own that fill up early, in the middle and late.
 TEST_F(CarveJob, AFullDiskLeavesNothingBehind) {
   const std::string place = *folder_ / "full";
   fs::create_directory(place);
-  if (::mount("tmpfs", place.c_str(), "tmpfs", 0, "size=128k") != 0) GTEST_SKIP() << "needs the right to mount a tmpfs";
-  const ProgramResult carved = run_cmoe(command("S3A3E8", "best", place + "/carved"));
-  const bool carve_clean = fs::is_empty(place);
-  const ProgramResult profiled = run_cmoe({"profile", "--model", kModel, "--dataset", fixture("text/train.txt"), "--samples",
-                                           "8", "--seq-len", "200", "--k-act", "40", "--quiet", "--out", place + "/p.h5"});
-  const bool profile_clean = !fs::exists(place + "/p.h5");
-  ::umount(place.c_str());
-  EXPECT_EQ(carved.code, 1) << carved.err;
-  EXPECT_THAT(carved.err, HasSubstr(place + "/carved"));
-  EXPECT_THAT(carved.err, HasSubstr("No space left"));
-  EXPECT_TRUE(carve_clean);
-  EXPECT_EQ(profiled.code, 1) << profiled.err;
-  EXPECT_THAT(profiled.err, HasSubstr("p.h5"));
-  EXPECT_TRUE(profile_clean);
+  const auto refused = [&](std::vector<std::string> words, int ranks, const std::string& product) {
+    words.back() = place + "/" + product;
+    const ProgramResult result = run_cmoe(words, {.ranks = ranks, .environment = {}, .folder = "", .kill_when_exists = ""});
+    EXPECT_EQ(result.code, 1) << result.err;
+    EXPECT_TRUE(fs::is_empty(place)) << "left over";
+    std::istringstream lines(result.err);
+    std::vector<std::string> causes;
+    for (std::string line; std::getline(lines, line);) {
+      if (line.find("error: ") == 0) causes.push_back(line);
+    }
+    ASSERT_EQ(causes.size(), 1u) << result.err;
+    EXPECT_THAT(causes[0], HasSubstr(product));
+    EXPECT_THAT(causes[0], AnyOf(HasSubstr("No space left"), HasSubstr("the disk has 0 B left")));
+  };
+  for (const std::string size : {"8k", "64k", "200k"}) {
+    if (::mount("tmpfs", place.c_str(), "tmpfs", 0, ("size=" + size).c_str()) != 0) {
+      GTEST_SKIP() << "needs the right to mount a tmpfs";
+    }
+    for (int ranks : {1, 2, 3}) {
+      SCOPED_TRACE(size + " on " + std::to_string(ranks) + " ranks");
+      refused(command("S3A3E8", "best", ""), ranks, "carved");
+      refused({"profile", "--model", kModel, "--dataset", fixture("text/train.txt"), "--samples", "8", "--seq-len", "200",
+               "--k-act", "40", "--quiet", "--out", ""},
+              ranks, "p.h5");
+    }
+    ::umount(place.c_str());
+  }
 }
 
 }  // namespace
