@@ -21,7 +21,8 @@ class CalibrationShard {
   int64_t local_sequences() const { return static_cast<int64_t>(caches_.size()); }
   TokenChunks chunks() const;
 
-  /// Mean -log p of every sequence's next tokens, nats, over all ranks, of final residual stream x [T, d]. Collective.
+  /// Mean -log p of next tokens, nats, over all ranks, of final residual stream x [T, d]: of all up to 4,096, of every n-th of
+  /// more. Collective.
   double mean_nll(const Transformer& model, const Tensor& x, Communicator& comm) const;
 
  private:

@@ -76,6 +76,7 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--ranks", type=int, default=1)
     args = parser.parse_args()
+    pathlib.Path(args.work).mkdir(parents=True, exist_ok=True)
     ours = carve_by_cmoe(args)
     print(f"cmoe: {ours:.1f} s", flush=True)
     theirs = carve_by_authors(args)

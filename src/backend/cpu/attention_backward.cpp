@@ -1,11 +1,11 @@
 // Gradients of causal attention. With s = scale q k^T, p = softmax(s), dp = dout v^T, mean_i = dout_i . out_i:
 //   ds = p (dp - mean) scale,   dq = ds k,   dk = ds^T q,   dv = p^T dout.
-// Two passes over blocks, so that every result has one writer and one order of summation: the first goes along the keys of
-// a block of queries (softmax statistics, dq), the second along the queries of a block of keys (dk, dv).
+// Blocks of queries go along their keys: softmax, dq, and what they add to dk and dv. They are dealt to a few lanes, each with
+// sums of its own for dk and dv, added in the order of the lanes: no sum depends on who computed it.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <limits>
+#include <span>
 #include <vector>
 
 #include "backend/cpu/cpu_backend.h"
@@ -19,12 +19,15 @@ using kernels::kPanel;
 
 constexpr int64_t kKeys = 128;  // keys of a block
 constexpr int64_t kRows = 128;  // (token, head) rows of a block of queries
+constexpr int64_t kLanes = 4;   // of a key-value head in a sequence
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-struct Piece {
+// Every kLanes-th block of queries of one key-value head in one sequence.
+struct Lane {
   const AttentionSpan* span;
-  int64_t kv_head, begin;  // first token of the block of queries, or of keys
+  int64_t kv_head, number;
+  std::vector<float> dk, dv;  // [rows of the span, head_dim]
 };
 
 // Small products of one thread over row-major scratch.
@@ -90,9 +93,85 @@ struct Inputs {
   }
 };
 
-// Per row and head of the batch.
-struct Statistics {
-  std::vector<float> max, factor, mean;  // p = exp(s - max) factor; mean of dp under p
+// The gradients of one lane: dq whole, dk and dv into the lane's sums.
+class LaneBackward {
+ public:
+  LaneBackward(const kernels::Table& table, const Inputs& in)
+      : table_(table),
+        in_(in),
+        tokens_(std::max<int64_t>(1, kRows / in.group)),
+        products_(table, std::max({kKeys, tokens_ * in.group, in.head_dim})),
+        queries_(floats(tokens_ * in.group * in.head_dim)),
+        douts_(queries_),
+        dqs_(queries_),
+        keys_(floats(kKeys * in.head_dim)),
+        values_(keys_),
+        dp_(floats(tokens_ * in.group * kKeys)) {}
+
+  void run(Lane& lane, Tensor& dq) {
+    lane.dk.assign(static_cast<size_t>(lane.span->rows * in_.head_dim), 0.0f);
+    lane.dv = lane.dk;
+    for (int64_t token = lane.number * tokens_; token < lane.span->rows; token += kLanes * tokens_) block(lane, token, dq);
+  }
+
+ private:
+  static std::vector<float> floats(int64_t n) { return std::vector<float>(static_cast<size_t>(n)); }
+
+  void block(Lane& lane, int64_t token, Tensor& dq) {
+    const int64_t group = in_.group, head_dim = in_.head_dim, first_head = lane.kv_head * group;
+    const int64_t tokens = std::min(tokens_, lane.span->rows - token), rows = tokens * group;
+    const int64_t row = lane.span->row_begin + token, seen = token + tokens, lds = (seen + kKeys - 1) / kKeys * kKeys;
+    in_.copy(in_.q, row, tokens, first_head, group, queries_.data());
+    in_.copy(in_.dout, row, tokens, first_head, group, douts_.data());
+    p_.resize(static_cast<size_t>(rows * lds));
+    for (int64_t key = 0; key < seen; key += kKeys) {
+      const int64_t count = std::min(kKeys, seen - key);
+      in_.copy(in_.k, lane.span->row_begin + key, count, lane.kv_head, 1, keys_.data());
+      products_.rows_by_rows(queries_.data(), rows, head_dim, keys_.data(), count, p_.data() + key, lds);
+    }
+    mean_.resize(static_cast<size_t>(rows));
+    for (int64_t r = 0; r < rows; ++r) {
+      float* line = p_.data() + r * lds;
+      const int64_t visible = token + r / group + 1, head = first_head + r % group;
+      softmax(line, visible);
+      std::fill(line + visible, line + lds, 0.0f);
+      mean_[static_cast<size_t>(r)] =
+          table_.dot(in_.head_row(in_.dout, row + r / group, head), in_.head_row(in_.out, row + r / group, head), head_dim);
+    }
+    std::fill(dqs_.begin(), dqs_.end(), 0.0f);
+    for (int64_t key = 0; key < seen; key += kKeys) {
+      const int64_t count = std::min(kKeys, seen - key);
+      in_.copy(in_.k, lane.span->row_begin + key, count, lane.kv_head, 1, keys_.data());
+      in_.copy(in_.v, lane.span->row_begin + key, count, lane.kv_head, 1, values_.data());
+      products_.columns_by_columns(p_.data() + key, lds, count, rows, douts_.data(), head_dim, lane.dv.data() + key * head_dim);
+      products_.rows_by_rows(douts_.data(), rows, head_dim, values_.data(), count, dp_.data(), kKeys);
+      for (int64_t r = 0; r < rows; ++r) {
+        float* ds = dp_.data() + r * kKeys;
+        table_.softmax_backward(p_.data() + r * lds + key, ds, count, mean_[static_cast<size_t>(r)], in_.scale, ds);
+      }
+      products_.rows_by_columns(dp_.data(), kKeys, rows, count, keys_.data(), head_dim, dqs_.data());
+      products_.columns_by_columns(dp_.data(), kKeys, count, rows, queries_.data(), head_dim, lane.dk.data() + key * head_dim);
+    }
+    for (int64_t t = 0; t < tokens; ++t) {
+      std::memcpy(dq.row<float>(row + t) + first_head * head_dim, dqs_.data() + t * group * head_dim,
+                  static_cast<size_t>(group * head_dim) * sizeof(float));
+    }
+  }
+
+  // In place, of scale times the line.
+  void softmax(float* line, int64_t n) const {
+    float max;
+    double sum;
+    for (int64_t j = 0; j < n; ++j) line[j] *= in_.scale;
+    table_.sum_exp(line, n, &max, &sum);
+    table_.exp_scaled(line, n, 1.0f, max, static_cast<float>(1.0 / sum), line);
+  }
+
+  const kernels::Table& table_;
+  const Inputs& in_;
+  int64_t tokens_;  // of a block
+  Products products_;
+  std::vector<float> queries_, douts_, dqs_, keys_, values_, dp_, p_, mean_;
 };
 
 }  // namespace
@@ -124,109 +203,23 @@ void CpuBackend::attention_backward(const Tensor& q, const Tensor& k, const Tens
 
   const Inputs in{
       q, k, v, out, dout, head_dim, heads / kv_heads, static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)))};
-  const int64_t group = in.group, block_tokens = std::max<int64_t>(1, kRows / group), most_rows = block_tokens * group;
-  const auto size = static_cast<size_t>(q.dim(0) * heads);
-  Statistics stats{std::vector<float>(size), std::vector<float>(size), std::vector<float>(size)};
-  const auto pieces_of = [&](int64_t step) {
-    std::vector<Piece> pieces;
-    for (const AttentionSpan& span : spans) {
-      for (int64_t begin = 0; begin < span.rows; begin += step) {
-        for (int64_t head = 0; head < kv_heads; ++head) pieces.push_back({&span, head, begin});
-      }
+  std::vector<Lane> lanes;
+  for (const AttentionSpan& span : spans) {
+    for (int64_t head = 0; head < kv_heads; ++head) {
+      for (int64_t number = 0; number < kLanes; ++number) lanes.push_back({&span, head, number, {}, {}});
     }
-    return pieces;
-  };
-
-  // Along the keys: softmax statistics of each query, then dq.
-  const std::vector<Piece> query_blocks = pieces_of(block_tokens);
-  parallel_for(static_cast<int64_t>(query_blocks.size()), 1, [&](int64_t piece_begin, int64_t piece_end) {
-    Products products(table_, std::max({kKeys, most_rows, head_dim}));
-    const auto floats = [](int64_t n) { return std::vector<float>(static_cast<size_t>(n)); };
-    std::vector<float> queries = floats(most_rows * head_dim), douts = queries, dqs = queries;
-    std::vector<float> keys = floats(kKeys * head_dim), dp = floats(most_rows * kKeys), s;
-    for (int64_t i = piece_begin; i < piece_end; ++i) {
-      const auto& [span, kv_head, token] = query_blocks[static_cast<size_t>(i)];
-      const int64_t tokens = std::min(block_tokens, span->rows - token), rows = tokens * group, row = span->row_begin + token;
-      const int64_t seen = token + tokens, lds = round_up(seen, kKeys);
-      in.copy(q, row, tokens, kv_head * group, group, queries.data());
-      in.copy(dout, row, tokens, kv_head * group, group, douts.data());
-      s.resize(static_cast<size_t>(rows * lds));
-      for (int64_t key = 0; key < seen; key += kKeys) {
-        const int64_t count = std::min(kKeys, seen - key);
-        in.copy(k, span->row_begin + key, count, kv_head, 1, keys.data());
-        products.rows_by_rows(queries.data(), rows, head_dim, keys.data(), count, s.data() + key, lds);
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t visible = token + r / group + 1;
-        float* line = s.data() + r * lds;
-        const auto at = static_cast<size_t>((row + r / group) * heads + kv_head * group + r % group);
-        float max;
-        double sum;
-        for (int64_t j = 0; j < visible; ++j) line[j] *= in.scale;
-        table_.sum_exp(line, visible, &max, &sum);
-        stats.max[at] = max;
-        stats.factor[at] = static_cast<float>(1.0 / sum);
-        stats.mean[at] = table_.dot(in.head_row(dout, row + r / group, kv_head * group + r % group),
-                                    in.head_row(out, row + r / group, kv_head * group + r % group), head_dim);
-        table_.exp_scaled(line, visible, 1.0f, max, stats.factor[at], line);
-        std::fill(line + visible, line + lds, 0.0f);
-      }
-      std::fill(dqs.begin(), dqs.end(), 0.0f);
-      for (int64_t key = 0; key < seen; key += kKeys) {
-        const int64_t count = std::min(kKeys, seen - key);
-        in.copy(v, span->row_begin + key, count, kv_head, 1, keys.data());
-        products.rows_by_rows(douts.data(), rows, head_dim, keys.data(), count, dp.data(), kKeys);
-        for (int64_t r = 0; r < rows; ++r) {
-          const auto at = static_cast<size_t>((row + r / group) * heads + kv_head * group + r % group);
-          table_.softmax_backward(s.data() + r * lds + key, dp.data() + r * kKeys, count, stats.mean[at], in.scale,
-                                  dp.data() + r * kKeys);
-        }
-        in.copy(k, span->row_begin + key, count, kv_head, 1, keys.data());
-        products.rows_by_columns(dp.data(), kKeys, rows, count, keys.data(), head_dim, dqs.data());
-      }
-      for (int64_t t = 0; t < tokens; ++t) {
-        std::memcpy(dq.row<float>(row + t) + kv_head * group * head_dim, dqs.data() + t * group * head_dim,
-                    static_cast<size_t>(group * head_dim) * sizeof(float));
-      }
-    }
+  }
+  parallel_for(static_cast<int64_t>(lanes.size()), 1, [&](int64_t begin, int64_t end) {
+    LaneBackward backward(table_, in);
+    for (int64_t i = begin; i < end; ++i) backward.run(lanes[static_cast<size_t>(i)], dq);
   });
-
-  // Along the queries: dk and dv of each block of keys.
-  const std::vector<Piece> key_blocks = pieces_of(kKeys);
-  parallel_for(static_cast<int64_t>(key_blocks.size()), 1, [&](int64_t piece_begin, int64_t piece_end) {
-    Products products(table_, std::max({kKeys, most_rows, head_dim}));
-    const auto floats = [](int64_t n) { return std::vector<float>(static_cast<size_t>(n)); };
-    std::vector<float> queries = floats(most_rows * head_dim), douts = queries;
-    std::vector<float> keys = floats(kKeys * head_dim), values = keys, dks = keys, dvs = keys;
-    std::vector<float> p = floats(most_rows * kKeys), dp = p;
-    for (int64_t i = piece_begin; i < piece_end; ++i) {
-      const auto& [span, kv_head, key] = key_blocks[static_cast<size_t>(i)];
-      const int64_t count = std::min(kKeys, span->rows - key);
-      in.copy(k, span->row_begin + key, count, kv_head, 1, keys.data());
-      in.copy(v, span->row_begin + key, count, kv_head, 1, values.data());
-      std::fill(dks.begin(), dks.end(), 0.0f);
-      std::fill(dvs.begin(), dvs.end(), 0.0f);
-      for (int64_t token = key / block_tokens * block_tokens; token < span->rows; token += block_tokens) {
-        const int64_t tokens = std::min(block_tokens, span->rows - token), rows = tokens * group, row = span->row_begin + token;
-        in.copy(q, row, tokens, kv_head * group, group, queries.data());
-        in.copy(dout, row, tokens, kv_head * group, group, douts.data());
-        products.rows_by_rows(queries.data(), rows, head_dim, keys.data(), count, p.data(), kKeys);
-        products.rows_by_rows(douts.data(), rows, head_dim, values.data(), count, dp.data(), kKeys);
-        for (int64_t r = 0; r < rows; ++r) {
-          const auto at = static_cast<size_t>((row + r / group) * heads + kv_head * group + r % group);
-          const int64_t visible = std::clamp<int64_t>(token + r / group + 1 - key, 0, count);
-          float *weights = p.data() + r * kKeys, *gradients = dp.data() + r * kKeys;
-          table_.exp_scaled(weights, visible, in.scale, stats.max[at], stats.factor[at], weights);
-          std::fill(weights + visible, weights + count, 0.0f);
-          table_.softmax_backward(weights, gradients, count, stats.mean[at], in.scale, gradients);
-        }
-        products.columns_by_columns(p.data(), kKeys, count, rows, douts.data(), head_dim, dvs.data());
-        products.columns_by_columns(dp.data(), kKeys, count, rows, queries.data(), head_dim, dks.data());
-      }
-      for (int64_t j = 0; j < count; ++j) {
-        const auto bytes = static_cast<size_t>(head_dim) * sizeof(float);
-        std::memcpy(dk.row<float>(span->row_begin + key + j) + kv_head * head_dim, dks.data() + j * head_dim, bytes);
-        std::memcpy(dv.row<float>(span->row_begin + key + j) + kv_head * head_dim, dvs.data() + j * head_dim, bytes);
+  parallel_for(static_cast<int64_t>(lanes.size()) / kLanes, 1, [&](int64_t begin, int64_t end) {
+    for (const Lane& lane :
+         std::span(lanes).subspan(static_cast<size_t>(begin * kLanes), static_cast<size_t>((end - begin) * kLanes))) {
+      for (int64_t j = 0; j < lane.span->rows; ++j) {
+        const auto at = static_cast<size_t>(j * head_dim);
+        table_.add(&lane.dk[at], head_dim, dk.row<float>(lane.span->row_begin + j) + lane.kv_head * head_dim);
+        table_.add(&lane.dv[at], head_dim, dv.row<float>(lane.span->row_begin + j) + lane.kv_head * head_dim);
       }
     }
   });
