@@ -1,6 +1,7 @@
 #include "tensor/safetensors_writer.h"
 
 #include <algorithm>
+#include <cstring>
 #include <nlohmann/json.hpp>
 #include <tuple>
 #include <utility>
@@ -90,6 +91,22 @@ void SafetensorsWriter::finish() const {
   for (const auto& [name, place] : places_) {
     if (!place.written) fail_internal("safetensors: tensor '{}' was promised and not written", name);
   }
+}
+
+std::string safetensors_bytes(const std::vector<std::pair<std::string, Tensor>>& tensors,
+                              const std::map<std::string, std::string>& metadata) {
+  std::vector<TensorSpec> specs;
+  for (const auto& [name, tensor] : tensors) specs.push_back({name, tensor.dtype(), tensor.shape()});
+  std::string bytes;
+  SafetensorsWriter writer(specs, metadata, [&](const void* data, int64_t size, int64_t offset) {
+    const auto end = static_cast<size_t>(offset + size);
+    if (bytes.size() < end) bytes.resize(end);
+    std::memcpy(bytes.data() + offset, data, static_cast<size_t>(size));
+  });
+  bytes.resize(static_cast<size_t>(writer.file_bytes()));
+  for (const auto& [name, tensor] : tensors) writer.write(name, tensor);
+  writer.finish();
+  return bytes;
 }
 
 }  // namespace cmoe

@@ -4,6 +4,7 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tensor/tensor.h"
@@ -47,5 +48,9 @@ class SafetensorsWriter {
   Sink sink_;
   int64_t file_bytes_ = 0;
 };
+
+/// The bytes of a safetensors file with these tensors.
+std::string safetensors_bytes(const std::vector<std::pair<std::string, Tensor>>& tensors,
+                              const std::map<std::string, std::string>& metadata);
 
 }  // namespace cmoe

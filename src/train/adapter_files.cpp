@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "base/atomic_file.h"
@@ -52,22 +51,6 @@ nlohmann::ordered_json peft_config(const TrainedModel& model, const std::string&
 }
 
 }  // namespace
-
-std::string safetensors_bytes(const std::vector<std::pair<std::string, Tensor>>& tensors,
-                              const std::map<std::string, std::string>& metadata) {
-  std::vector<TensorSpec> specs;
-  for (const auto& [name, tensor] : tensors) specs.push_back({name, tensor.dtype(), tensor.shape()});
-  std::string bytes;
-  SafetensorsWriter writer(specs, metadata, [&](const void* data, int64_t size, int64_t offset) {
-    const auto end = static_cast<size_t>(offset + size);
-    if (bytes.size() < end) bytes.resize(end);
-    std::memcpy(bytes.data() + offset, data, static_cast<size_t>(size));
-  });
-  bytes.resize(static_cast<size_t>(writer.file_bytes()));
-  for (const auto& [name, tensor] : tensors) writer.write(name, tensor);
-  writer.finish();
-  return bytes;
-}
 
 std::vector<std::string> write_adapter(const TrainedModel& model, const std::string& base_model, double dropout,
                                        const std::string& folder) {

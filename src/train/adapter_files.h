@@ -1,8 +1,6 @@
 #pragma once
 
-#include <map>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "train/trained_model.h"
@@ -15,9 +13,5 @@ namespace cmoe {
 /// @param base_model  what adapter_config.json names as the base. @return  the names of the files; none on the other ranks.
 std::vector<std::string> write_adapter(const TrainedModel& model, const std::string& base_model, double dropout,
                                        const std::string& folder);
-
-/// The bytes of a safetensors file with these tensors.
-std::string safetensors_bytes(const std::vector<std::pair<std::string, Tensor>>& tensors,
-                              const std::map<std::string, std::string>& metadata);
 
 }  // namespace cmoe

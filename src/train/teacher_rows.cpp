@@ -6,7 +6,7 @@
 #include "base/error.h"
 #include "base/sha256.h"
 #include "tensor/safetensors.h"
-#include "train/adapter_files.h"
+#include "tensor/safetensors_writer.h"
 
 namespace cmoe {
 

@@ -10,8 +10,8 @@
 #include "base/output_directory.h"
 #include "base/sha256.h"
 #include "tensor/safetensors.h"
+#include "tensor/safetensors_writer.h"
 #include "tensor/strict_json.h"
-#include "train/adapter_files.h"
 #include "train/layout_runs.h"
 
 namespace cmoe {

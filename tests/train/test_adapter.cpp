@@ -8,6 +8,7 @@
 #include "model/fingerprint.h"
 #include "support/files.h"
 #include "tensor/safetensors.h"
+#include "tensor/safetensors_writer.h"
 #include "train/adapter_files.h"
 #include "train/support.h"
 

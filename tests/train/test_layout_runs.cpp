@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include "support/files.h"
-#include "train/adapter_files.h"
+#include "tensor/safetensors_writer.h"
 #include "train/layout_runs.h"
 
 namespace cmoe {
