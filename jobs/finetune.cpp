@@ -33,7 +33,7 @@ struct Job {
   std::vector<std::string> datasets, eval_datasets;
   std::string lora_targets = "q,k,v,o,gate,up,down", distill = "none", schedule = "cosine", balance = "sign";
   int64_t samples = 256, seq_len = 1024, seed = 0, batch_size = 2, rank = 8, expert_rank = 0, warmup_steps = 0;
-  int64_t save_every = 50, adapter_every = 0, eval_every = 0, eval_windows = 8;
+  int64_t save_every = 50, adapter_every = 0, eval_every = 0, eval_windows = 8, threshold_samples = 16;
   double alpha = 32, dropout = 0.1, lr = 5.95e-5, scale_lr = 1e-3, router_lr = 1e-3, weight_decay = 0, clip = 1;
   double nll_weight = 1, distill_weight = 1, temperature = 1, gamma = 1e-3, threshold_rate = 0.1, router_regression = 0;
   bool rslora = false, no_router_scale = false, train_router = false, recompute = false, documents = false, resume = false;
@@ -66,6 +66,10 @@ void declare(Options& options, Job& job) {
   options.add("balance-gamma", &job.gamma, "its step", {.least = 0});
   options.add("threshold-rate", &job.threshold_rate, "how fast thresholds follow the budget of active experts",
               {.least = 0, .most = 1});
+  options.add("threshold-samples", &job.threshold_samples,
+              "training sequences over which the thresholds of a written adapter meet the budget exactly, without dropout; 0 "
+              "keeps the running ones",
+              {.least = 0});
   options.add("teacher", &job.teacher, "dense model to distil from");
   options.add(
       "teacher-rows", &job.teacher_rows,
@@ -156,7 +160,7 @@ std::string identity_of(const Options& options, const Checkpoint& checkpoint) {
     bool free = key.empty() || key[0] == '#';
     for (const char* name :
          {"out", "model", "teacher", "teacher-rows", "resume", "save-every", "adapter-every", "eval-dataset", "eval-every",
-          "eval-windows", "threads", "quiet", "config", "recompute", "expert-parallel", "dispatcher", "placement"})
+          "eval-windows", "threshold-samples", "threads", "quiet", "config", "recompute", "expert-parallel", "dispatcher", "placement"})
       free = free || key == name;
     if (!free) identity += line + "\n";
   }
@@ -299,6 +303,15 @@ int finetune(int argc, char** argv, Environment& environment) {
                                     : "every rank holds all weights");
   }
 
+  // Calls `use` while the thresholds are those of a written adapter; training goes on with the running ones.
+  const auto with_final_thresholds = [&](const auto& use) {
+    const std::vector<float> running = model.thresholds();
+    if (trainer.steps_done() > 0 && model.parts().router_bias)
+      model.calibrate_thresholds(
+          std::span(sequences).first(std::min(sequences.size(), static_cast<size_t>(job.threshold_samples))), world);
+    use();
+    model.set_thresholds(running);
+  };
   const auto evaluate_now = [&] {
     const double nll = evaluate_loss(model, held_out, world);
     if (session.is_root()) {
@@ -330,11 +343,18 @@ int finetune(int argc, char** argv, Environment& environment) {
                  trainer.steps());
       return static_cast<int>(ExitCode::requeue);
     }
-    if (job.adapter_every > 0 && report.step % job.adapter_every == 0) keep_adapter(report.step);
-    if (job.eval_every > 0 && (last || report.step % job.eval_every == 0)) evaluate_now();
+    const bool keep = job.adapter_every > 0 && report.step % job.adapter_every == 0;
+    const bool evaluate = job.eval_every > 0 && (last || report.step % job.eval_every == 0);
+    if (!keep && !evaluate) continue;
+    with_final_thresholds([&] {
+      if (keep) keep_adapter(report.step);
+      if (evaluate) evaluate_now();
+    });
   }
   progress.finish();
-  if (world.rank() < model.group_size()) write_adapter(model, job.model, job.dropout, job.out);
+  with_final_thresholds([&] {
+    if (world.rank() < model.group_size()) write_adapter(model, job.model, job.dropout, job.out);
+  });
   if (session.is_root()) {
     write_file_atomically(job.out + "/loss.svg", log->plot());
     log_info("adapter in {}/; cmoe merge --model {} --adapter {} --out FOLDER makes a model of it", job.out, job.model,

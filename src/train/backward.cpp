@@ -126,20 +126,31 @@ GroupPass TrainedModel::group_pass(const Dropout& dropout, const Gradients* grad
   return pass;
 }
 
-void TrainedModel::forward_layer(const GroupPass& pass, const Segments& segments, int64_t index, Tensor& x,
-                                 Saved& saved) const {
+// x becomes the attention's output; saved.ffn_input what the FFN reads of it.
+void TrainedModel::forward_attention(const GroupPass& pass, const Segments& segments, int64_t index, Tensor& x,
+                                     Saved& saved) const {
   const Layer& layer = layers_[static_cast<size_t>(index)];
   layer.attention.forward(pass.own, segments, x, saved.attention);
   CMOE_CHECK(all_finite(x), "layer {}: its attention gave a value that is not finite; lower the learning rate", index);
   saved.x = x.clone();
   saved.ffn_input = Tensor(DType::f32, x.shape());
   pass.own.backend.rms_norm(x, *layer.ffn_norm, layer.attention.epsilon, saved.ffn_input);
+}
+
+void TrainedModel::forward_ffn(const GroupPass& pass, int64_t index, Tensor& x, Saved& saved) const {
+  const Layer& layer = layers_[static_cast<size_t>(index)];
   if (const auto* dense = std::get_if<FfnBlock>(&layer.ffn)) {
     dense->forward(pass.own, saved.ffn_input, {}, x, /*accumulate=*/true, saved.ffn.emplace<FfnBlock::Saved>());
   } else {
     std::get<MoeBlock>(layer.ffn).forward(pass, saved.ffn_input, x, saved.ffn.emplace<MoeBlock::Saved>());
   }
   CMOE_CHECK(all_finite(x), "layer {}: its FFN gave a value that is not finite; lower the learning rate", index);
+}
+
+void TrainedModel::forward_layer(const GroupPass& pass, const Segments& segments, int64_t index, Tensor& x,
+                                 Saved& saved) const {
+  forward_attention(pass, segments, index, x, saved);
+  forward_ffn(pass, index, x, saved);
 }
 
 void TrainedModel::backward_layer(const GroupPass& pass, const Segments& segments, int64_t index, const Saved& saved,
@@ -161,12 +172,15 @@ void TrainedModel::count(int64_t layer, const Saved& saved, Routed& routed) cons
   const auto& moe_saved = std::get<MoeBlock::Saved>(saved.ffn);
   routed.loads.resize(static_cast<size_t>(num_layers() * experts));
   for (int32_t expert : moe_saved.routing.expert_idx) ++routed.loads[static_cast<size_t>(layer * experts + expert)];
-  if (routed.scores.empty()) return;
+  if (!routed.scores.empty()) append_scores(layer, moe_saved.scores, routed.scores[static_cast<size_t>(layer)]);
+}
+
+// s + b [T, R], which the selection compares with the threshold.
+void TrainedModel::append_scores(int64_t layer, const Tensor& scores, std::vector<float>& to) const {
   const Tensor& bias = router(layer).selection_bias;
-  std::vector<float>& scores = routed.scores[static_cast<size_t>(layer)];
-  for (int64_t t = 0; t < moe_saved.scores.dim(0); ++t) {
-    for (int64_t j = 0; j < experts; ++j)
-      scores.push_back(moe_saved.scores.row<float>(t)[j] + (bias.size() > 0 ? bias.data<float>()[j] : 0.0f));
+  for (int64_t t = 0; t < scores.dim(0); ++t) {
+    for (int64_t j = 0; j < scores.dim(1); ++j)
+      to.push_back(scores.row<float>(t)[j] + (bias.size() > 0 ? bias.data<float>()[j] : 0.0f));
   }
 }
 

@@ -58,6 +58,7 @@ void MoeBlock::forward(const GroupPass& pass, const Tensor& input, Tensor& x, Sa
   parallel->dispatcher().combine(outputs, std::move(arrived.handle), x);
   if (needs_outputs()) saved.outputs = outputs;
 }
+
 void MoeBlock::score(const SequencePass& pass, const Tensor& input, Saved& saved) const {
   if (router.kind == RouterKind::linear) {
     saved.scores = router_scores(pass.backend, router, input);

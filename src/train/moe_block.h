@@ -51,6 +51,8 @@ struct MoeBlock {
   };
   /// x += FFN(input); input, x [T, d]. Collective over the group, as backward.
   void forward(const GroupPass& pass, const Tensor& input, Tensor& x, Saved& saved) const;
+  /// The router's scores of input alone, of a block with routed experts; every rank for itself.
+  void score(const SequencePass& pass, const Tensor& input, Saved& saved) const;
   /// dinput = the gradient of the input, given dy [T, d] of the output.
   void backward(const GroupPass& pass, const Tensor& input, const Saved& saved, const Tensor& dy, Tensor& dinput) const;
 
@@ -69,7 +71,6 @@ struct MoeBlock {
   };
 
   bool needs_outputs() const { return weighs_outputs() || regression > 0; }
-  void score(const SequencePass& pass, const Tensor& input, Saved& saved) const;
   void receive(const DispatchHandle& handle, const std::vector<int64_t>& expert_offset, Saved& saved) const;
   std::vector<RowGroup> row_groups(const GroupPass& pass, const Saved& saved) const;
   void router_backward(const SequencePass& pass, const Tensor& input, const Saved& saved,

@@ -30,6 +30,12 @@ struct TrainedParts {
   double scale_of(int64_t lora_rank) const;
 };
 
+/// A training sequence: tokens and the documents in it.
+struct TrainingSequence {
+  std::span<const int32_t> tokens;
+  Segments segments;
+};
+
 /// Loss of one sequence, sums over its targets before weighting.
 struct SequenceLoss {
   double nll = 0, kl = 0;
@@ -72,6 +78,9 @@ class TrainedModel {
   int64_t num_layers() const { return static_cast<int64_t>(layers_.size()); }
   Router& router(int64_t layer) { return moe(layer).router; }
   const Router& router(int64_t layer) const { return const_cast<TrainedModel*>(this)->router(layer); }
+  /// Of every layer's router; empty in a dense model.
+  std::vector<float> thresholds() const;
+  void set_thresholds(const std::vector<float>& thresholds);
 
   /// Packs the parameters of now for the next sequences. After every change of values().
   void pack();
@@ -113,6 +122,12 @@ class TrainedModel {
 
   /// Loss alone, without dropout. Collective over the group.
   SequenceLoss evaluate(std::span<const int32_t> tokens, const Segments& segments) const;
+  /// Sets every layer's threshold to that at which `sequences` take num_experts_per_tok experts a token in the mean, without
+  /// dropout: the (T A)-th largest of their T R values s + b. Layer after layer, each seeing what those before it make with
+  /// theirs. The sequences go round the ranks of `comm`, which are whole groups; the result is the same for any number of them.
+  /// A model without threshold selector stays as it is. Collective over comm.
+  void calibrate_thresholds(std::span<const TrainingSequence> sequences, Communicator& comm);
+
   /// Hidden states after the final norm [T, d], without dropout. Collective over the group.
   Tensor hidden_states(std::span<const int32_t> tokens, const Segments& segments) const;
 
@@ -137,9 +152,12 @@ class TrainedModel {
   FfnBlock adapted_ffn(ParameterSet& parameters, const GatedFfn& ffn, const std::string& module, int64_t rank);
   MoeBlock adapted_moe(const Checkpoint& checkpoint, const MoeLayer& from, int64_t layer);
   GroupPass group_pass(const Dropout& dropout, const Gradients* gradients, double token_weight) const;
+  void forward_attention(const GroupPass& pass, const Segments& segments, int64_t layer, Tensor& x, Saved& saved) const;
+  void forward_ffn(const GroupPass& pass, int64_t layer, Tensor& x, Saved& saved) const;
   void forward_layer(const GroupPass& pass, const Segments& segments, int64_t layer, Tensor& x, Saved& saved) const;
   void backward_layer(const GroupPass& pass, const Segments& segments, int64_t layer, const Saved& saved, Tensor& dx) const;
   Tensor embed(std::span<const int32_t> tokens, const Segments& segments) const;
+  void append_scores(int64_t layer, const Tensor& scores, std::vector<float>& to) const;
   void count(int64_t layer, const Saved& saved, Routed& routed) const;
 
   const Transformer& base_;

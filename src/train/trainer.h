@@ -21,12 +21,6 @@ struct TrainerOptions {
   TrainedModel::LossOptions loss;
 };
 
-/// A training sequence: tokens and the documents in it.
-struct TrainingSequence {
-  std::span<const int32_t> tokens;
-  Segments segments;
-};
-
 /// What one step did; the same on all ranks.
 struct StepReport {
   int64_t step = 0;  ///< from 1

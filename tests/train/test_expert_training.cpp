@@ -85,6 +85,41 @@ TEST(ExpertTraining, AnySpreadGivesTheSameBits) {
   }
 }
 
+// After steps with dropout the routers see other inputs than an adapter's user: the calibrated thresholds meet the budget there.
+TEST(ExpertTraining, CalibratedThresholdsMeetTheBudget) {
+  Communicator& world = test_world();
+  const auto alone = world.split(world.rank());
+  const char* name = "tiny-cmoe-threshold";
+  TrainerOptions options{.dropout = 0.3};
+  TrainingRun lone(name, *alone, options);
+  const Groups groups(name, world, world.size(), Spread::balanced, DispatcherKind::automatic);
+  TrainingRun together(name, world, options, {.rank = 4}, groups.parallel);
+  for (int step = 0; step < 3; ++step) EXPECT_EQ(together.trainer->step().loss, lone.trainer->step().loss);
+  const std::vector<float> running = lone.tiny.trained.thresholds();
+  const auto some = std::span<const TrainingSequence>(lone.sequences).first(7);
+  lone.tiny.trained.calibrate_thresholds(some, *alone);
+  together.tiny.trained.calibrate_thresholds(some, world);
+  EXPECT_EQ(together.tiny.trained.thresholds(), lone.tiny.trained.thresholds());
+  EXPECT_NE(lone.tiny.trained.thresholds(), running);
+
+  TrainedModel::Routed routed;
+  const TrainedModel::Gradients unused = lone.tiny.trained.make_gradients();
+  int64_t tokens = 0;
+  for (const TrainingSequence& sequence : some) {
+    lone.tiny.trained.add_gradient(sequence.tokens, sequence.segments, {}, {}, 1, {}, unused, routed);
+    tokens += static_cast<int64_t>(sequence.tokens.size());
+  }
+  const MoeConfig& moe = *lone.tiny.checkpoint.config.moe;
+  for (int64_t l = 0; l < lone.tiny.trained.num_layers(); ++l) {
+    int64_t active = 0;
+    for (int64_t e = 0; e < moe.num_routed_experts(); ++e)
+      active += routed.loads[static_cast<size_t>(l * moe.num_routed_experts() + e)];
+    EXPECT_EQ(active, moe.num_experts_per_tok * tokens) << "layer " << l;
+  }
+  lone.tiny.trained.set_thresholds(running);
+  EXPECT_EQ(lone.tiny.trained.thresholds(), running);
+}
+
 // Every rank has a sequence of its own length, the second none; the model of one rank sees them one by one.
 TEST(ExpertTraining, GradientsEqualOneRankToTheBit) {
   Communicator& world = test_world();

@@ -187,8 +187,13 @@ TEST_F(Finetune, StoredRowsOfTheTeacherChangeNothing) {
 }
 
 TEST_F(Finetune, KeepsAdaptersOnTheWay) {
-  expect_success(finetune("short", {"--samples", "12", "--schedule", "constant"}));
-  expect_success(finetune("long", {"--samples", "24", "--schedule", "constant", "--adapter-every", "3"}));
+  const Words common{"--schedule", "constant", "--threshold-samples", "8"};
+  const auto with = [&](Words more) {
+    more.insert(more.end(), common.begin(), common.end());
+    return more;
+  };
+  expect_success(finetune("short", with({"--samples", "12"})));
+  expect_success(finetune("long", with({"--samples", "24", "--adapter-every", "3"})));
   for (const char* name : {"adapter_config.json", "adapter_model.safetensors", "router.safetensors"}) {
     EXPECT_EQ(read_bytes(folder_ / "long/adapter-00000003" / name), read_bytes(folder_ / "short" / name)) << name;
     EXPECT_EQ(read_bytes(folder_ / "long/adapter-00000006" / name), read_bytes(folder_ / "long" / name)) << name;
