@@ -158,9 +158,9 @@ std::string identity_of(const Options& options, const Checkpoint& checkpoint) {
   for (std::string line; std::getline(lines, line);) {
     const std::string key = line.substr(0, line.find_first_of(" ="));
     bool free = key.empty() || key[0] == '#';
-    for (const char* name :
-         {"out", "model", "teacher", "teacher-rows", "resume", "save-every", "adapter-every", "eval-dataset", "eval-every",
-          "eval-windows", "threshold-samples", "threads", "quiet", "config", "recompute", "expert-parallel", "dispatcher", "placement"})
+    for (const char* name : {"out", "model", "teacher", "teacher-rows", "resume", "save-every", "adapter-every", "eval-dataset",
+                             "eval-every", "eval-windows", "threshold-samples", "threads", "quiet", "config", "recompute",
+                             "expert-parallel", "dispatcher", "placement"})
       free = free || key == name;
     if (!free) identity += line + "\n";
   }
