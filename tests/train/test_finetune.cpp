@@ -1,6 +1,7 @@
 // The program from carving to a healed model, killed on the way.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/mount.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -227,6 +228,43 @@ TEST_F(Finetune, SurvivesBeingKilledAtAnyMoment) {
   expect_success(finetune("cut", {"--save-every", "1", "--resume"}));
   for (const char* name : {"adapter_model.safetensors", "router.safetensors"})
     EXPECT_EQ(read_bytes(folder_ / ("cut/" + std::string(name))), read_bytes(folder_ / ("whole/" + std::string(name)))) << name;
+}
+
+// Room for one saved state and a half: the second does not fit, the first stays, and with more room the run goes on from it.
+TEST_F(Finetune, AFullDiskKeepsTheLastGoodState) {
+  expect_success(finetune("whole", {"--save-every", "1"}));
+  int64_t state = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_ / "whole/checkpoint-00000010"))
+    state += static_cast<int64_t>(entry.file_size()) + 4096;
+  const std::string disk = path("disk");
+  std::filesystem::create_directory(disk);
+  const auto mount_with = [&](int64_t bytes, unsigned long flags) {
+    return ::mount("tmpfs", disk.c_str(), "tmpfs", flags, ("size=" + std::to_string(bytes)).c_str());
+  };
+  for (const std::string ranks : {"1", "2"}) {
+    SCOPED_TRACE(ranks + " ranks");
+    if (mount_with(state * 3 / 2 + 65536, 0) != 0) GTEST_SKIP() << "needs the right to mount a tmpfs";
+    const auto run_on_disk = [&](const Words& more) {
+      Words words{"mpirun", "-n", ranks, std::getenv("CMOE_BINARY")};
+      if (ranks == "1") words = {std::getenv("CMOE_BINARY")};
+      for (const std::string& word : finetune("disk/run", more)) words.push_back(word);
+      SpawnedJob job(words, folder_.path().string());
+      const int code = job.wait(60);
+      return std::pair(code, job.err());
+    };
+    const auto [code, message] = run_on_disk({"--save-every", "1"});
+    EXPECT_EQ(code, 1) << message;
+    EXPECT_THAT(message, HasSubstr("No space left on device"));
+    EXPECT_TRUE(std::filesystem::exists(folder_ / "disk/run/checkpoint-00000001/manifest.json"));
+    EXPECT_FALSE(std::filesystem::exists(folder_ / "disk/run/checkpoint-00000002"));
+    EXPECT_EQ(mount_with(state * 16, MS_REMOUNT), 0);
+    const auto [resumed, log] = run_on_disk({"--save-every", "1", "--resume"});
+    EXPECT_EQ(resumed, 0) << log;
+    EXPECT_THAT(log, HasSubstr("resumed from step 1 of 10"));
+    EXPECT_EQ(read_bytes(folder_ / "disk/run/adapter_model.safetensors"),
+              read_bytes(folder_ / "whole/adapter_model.safetensors"));
+    ::umount(disk.c_str());
+  }
 }
 
 TEST_F(Finetune, Refusals) {
