@@ -54,18 +54,25 @@ TeacherStates run_teacher(const Transformer& teacher, const Batch& batch, bool k
   return states;
 }
 
-// dx += weight |x - teacher|^2' with weight = factor / mean row square of the teacher; returns the loss before `factor`.
+// dx += factor (sum over rows of |x_t - teacher_t|^2 / |teacher_t|^2)'; returns that sum. Each token counts alike: the first of a
+// sequence, which models use as a place to attend to nothing, can be a thousand times as long as the others.
 double add_hidden_gradient(const Tensor& x, const Tensor& teacher, double factor, Tensor& dx) {
-  double square = 0, difference = 0;
-  for (int64_t i = 0; i < x.size(); ++i) {
-    const double t = static_cast<double>(teacher.data<float>()[i]), delta = static_cast<double>(x.data<float>()[i]) - t;
-    square += t * t;
-    difference += delta * delta;
+  const int64_t d = x.dim(1);
+  double loss = 0;
+  for (int64_t t = 0; t < x.dim(0); ++t) {
+    const float *row = x.row<float>(t), *wanted = teacher.row<float>(t);
+    double square = 1e-20, difference = 0;
+    for (int64_t i = 0; i < d; ++i) {
+      const double w = static_cast<double>(wanted[i]), delta = static_cast<double>(row[i]) - w;
+      square += w * w;
+      difference += delta * delta;
+    }
+    loss += difference / square;
+    const auto scale = static_cast<float>(2 * factor / square);
+    float* to = dx.row<float>(t);
+    for (int64_t i = 0; i < d; ++i) to[i] += scale * (row[i] - wanted[i]);
   }
-  const double rows = static_cast<double>(x.dim(0)), mean = square / rows + 1e-20;
-  const auto scale = static_cast<float>(2 * factor / mean);
-  for (int64_t i = 0; i < x.size(); ++i) dx.data<float>()[i] += scale * (x.data<float>()[i] - teacher.data<float>()[i]);
-  return difference / mean;
+  return loss;
 }
 
 bool all_finite(const Tensor& x) {

@@ -107,7 +107,7 @@ def losses(model, ids, teacher):
         p, q = (F.log_softmax(z[:-1] / TEMPERATURE, -1) for z in (logits, taught))
         kl = (q.exp() * (q - p)).sum() / targets
         for a, b in zip(states, teacher_states):
-            hidden = hidden + (a - b).square().sum() / b.square().sum(-1).mean() / targets / len(states)
+            hidden = hidden + ((a - b).square().sum(-1) / b.square().sum(-1)).sum() / targets / len(states)
     for mlp, x in inputs:
         router = getattr(mlp, "router", None)
         if router is None:
