@@ -43,6 +43,8 @@ struct AttentionTile {
   const float* value;  ///< the same shape
   float* out;          ///< laid out like q, token stride out_stride
   int64_t out_stride;
+  float* log_sum;  ///< [tokens][group] log of the sum of exp(scale q . k), token stride log_sum_stride; or null
+  int64_t log_sum_stride;
   float scale;
 };
 
@@ -98,8 +100,11 @@ struct Table {
   void (*swiglu_backward)(const float* gate, const float* up, const float* dh, int64_t n, float* dgate, float* dup);
   /// y = factor exp(scale x - shift).
   void (*exp_scaled)(const float* x, int64_t n, float scale, float shift, float factor, float* y);
-  /// ds = p (dp - mean) scale, where mean = sum(p dp): the gradient of a softmax row.
-  void (*softmax_backward)(const float* p, const float* dp, int64_t n, float mean, float scale, float* ds);
+  /// Softmax and its gradient over one panel of keys, for rows (token, head of the group): s [tokens * group][kPanel] becomes
+  /// p = exp(scale s - log_sum[row]) and dp, laid out alike, becomes ds = p (dp - mean[row]) scale; mean = sum(p dp) over all
+  /// keys. Token t sees the panel's first seen + t keys (maybe none, maybe all); of the others p and ds are 0.
+  void (*softmax_backward)(float* s, float* dp, int64_t tokens, int64_t group, int64_t seen, const float* log_sum,
+                           const float* mean, float scale);
 
   // Products with a side n of a few elements; w [n, k] as it is. Each sum's order is decided by its length alone.
   /// y [rows, n] = x [rows, k] w^T.

@@ -35,7 +35,7 @@ void Backend::swiglu_backward(const Tensor&, const Tensor&, const Tensor&, Tenso
   refuse(*this, "swiglu_backward");
 }
 
-void Backend::attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+void Backend::attention_backward(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&,
                                  std::span<const AttentionSpan>, int64_t, Tensor&, Tensor&, Tensor&) const {
   refuse(*this, "attention_backward");
 }

@@ -80,8 +80,9 @@ class Backend {
 
   /// Appends this step's keys and values (k, v [T, kv_heads * head_dim]) to the spans' caches, then causal attention with
   /// scale 1 / sqrt(head_dim): out [T, heads * head_dim]. heads = q columns / head_dim is a multiple of kv_heads.
+  /// @param log_sum  [T, heads], or null: log of the sum of exp(scale q . k) over the keys that a query sees.
   virtual void attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
-                         int64_t head_dim, Tensor& out) const = 0;
+                         int64_t head_dim, Tensor& out, Tensor* log_sum = nullptr) const = 0;
 
   /// h = silu(gate) * up, elementwise; h may be gate or up.
   virtual void swiglu(const Tensor& gate, const Tensor& up, Tensor& h) const = 0;
@@ -133,11 +134,11 @@ class Backend {
   virtual void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dh, Tensor& dgate, Tensor& dup) const;
 
   /// Gradients of attention() over whole sequences (past = 0; the caches are not read), from its inputs after rope, its output
-  /// and dout; the weights are computed again, in blocks. dq [T, heads * head_dim], dk and dv [T, kv_heads * head_dim]; rows
-  /// outside the spans become zero.
-  virtual void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& dout,
-                                  std::span<const AttentionSpan> spans, int64_t head_dim, Tensor& dq, Tensor& dk,
-                                  Tensor& dv) const;
+  /// and log_sum, and dout; the weights are computed again, in blocks. dq [T, heads * head_dim], dk and dv [T, kv_heads *
+  /// head_dim]; rows outside the spans become zero.
+  virtual void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& log_sum,
+                                  const Tensor& dout, std::span<const AttentionSpan> spans, int64_t head_dim, Tensor& dq,
+                                  Tensor& dk, Tensor& dv) const;
 
   /// The loss of each row and its gradient dx [T, d] with respect to x, a few hundred rows of logits at a time:
   ///   loss_t = nll_weight (-log softmax(z)[target]) + kl_weight tau^2 KL(softmax(z' / tau) || softmax(z / tau)),

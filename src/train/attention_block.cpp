@@ -40,7 +40,9 @@ void AttentionBlock::forward(const SequencePass& pass, const Segments& segments,
   backend.rope(saved.query, head_dim, segments.positions, *rope_cos, *rope_sin);
   backend.rope(saved.key, head_dim, segments.positions, *rope_cos, *rope_sin);
   Tensor cache;
-  backend.attention(saved.query, saved.key, saved.value, spans_of(segments, kv_size, &cache), head_dim, saved.out);
+  saved.log_sum = Tensor(DType::f32, {rows, q_size / head_dim});
+  backend.attention(saved.query, saved.key, saved.value, spans_of(segments, kv_size, &cache), head_dim, saved.out,
+                    &saved.log_sum);
   o.forward(pass, saved.out, {}, x, /*accumulate=*/true, saved.o);
 }
 
@@ -50,7 +52,7 @@ void AttentionBlock::backward(const SequencePass& pass, const Segments& segments
   Tensor dq(DType::f32, saved.query.shape()), dk(DType::f32, saved.key.shape()), dv(DType::f32, saved.value.shape());
   Tensor da(DType::f32, saved.a.shape());
   o.backward(pass, saved.out, {}, dx, saved.o, dout, false);
-  backend.attention_backward(saved.query, saved.key, saved.value, saved.out, dout,
+  backend.attention_backward(saved.query, saved.key, saved.value, saved.out, saved.log_sum, dout,
                              spans_of(segments, saved.key.dim(1), nullptr), head_dim, dq, dk, dv);
   backend.rope(dq, head_dim, segments.positions, *rope_cos, *rope_back);
   backend.rope(dk, head_dim, segments.positions, *rope_cos, *rope_back);

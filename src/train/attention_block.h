@@ -22,6 +22,7 @@ struct AttentionBlock {
   struct Saved {
     Tensor x;                          ///< input [T, d]
     Tensor a, query, key, value, out;  ///< after rope
+    Tensor log_sum;                    ///< [T, heads], see Backend::attention
     LoraLinear::Saved q, k, v, o;
   };
   /// x [T, d] becomes the block's output.

@@ -162,9 +162,10 @@ AttentionGradients attention_gradients(const Backend& backend, const AttentionSh
     row += length;
   }
   Tensor out(DType::f32, q.shape());
-  backend.attention(q, k, v, spans, shape.head_dim, out);
+  Tensor log_sum(DType::f32, {q.dim(0), shape.heads});
+  backend.attention(q, k, v, spans, shape.head_dim, out, &log_sum);
   AttentionGradients g{Tensor(DType::f32, q.shape()), Tensor(DType::f32, k.shape()), Tensor(DType::f32, v.shape())};
-  backend.attention_backward(q, k, v, out, dout, spans, shape.head_dim, g.dq, g.dk, g.dv);
+  backend.attention_backward(q, k, v, out, log_sum, dout, spans, shape.head_dim, g.dq, g.dk, g.dv);
   return g;
 }
 
@@ -302,9 +303,9 @@ TEST(Gradients, RefuseWrongShapes) {
   Tensor dy(DType::f32, {3, 5}), dx(DType::f32, {3, 6});
   EXPECT_THAT(oracle::message_of([&] { backend->linear_transposed(dy, weight, dx); }),
               HasSubstr("linear_transposed: dy is f32 [3, 5], expected f32 [*, 4]"));
-  Tensor q(DType::f32, {2, 8}), k(DType::f32, {2, 4});
+  Tensor q(DType::f32, {2, 8}), k(DType::f32, {2, 4}), log_sum(DType::f32, {2, 2});
   AttentionSpan span{.row_begin = 0, .rows = 2, .past = 1, .key = nullptr, .value = nullptr, .capacity = 3};
-  EXPECT_THAT(oracle::message_of([&] { backend->attention_backward(q, k, k, q, q, std::span(&span, 1), 4, q, k, k); }),
+  EXPECT_THAT(oracle::message_of([&] { backend->attention_backward(q, k, k, q, log_sum, q, std::span(&span, 1), 4, q, k, k); }),
               HasSubstr("expected whole sequences"));
   Doubles nll(2), kl(2);
   Tensor x(DType::f32, {2, 6});

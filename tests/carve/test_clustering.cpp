@@ -41,7 +41,8 @@ class PlainBackend : public Backend {
   void rope(Tensor&, int64_t, std::span<const int32_t>, const Tensor&, const Tensor&) const override {
     fail_internal("PlainBackend: a^T b alone");
   }
-  void attention(const Tensor&, const Tensor&, const Tensor&, std::span<const AttentionSpan>, int64_t, Tensor&) const override {
+  void attention(const Tensor&, const Tensor&, const Tensor&, std::span<const AttentionSpan>, int64_t, Tensor&,
+                 Tensor*) const override {
     fail_internal("PlainBackend: a^T b alone");
   }
   void swiglu(const Tensor&, const Tensor&, Tensor&) const override { fail_internal("PlainBackend: a^T b alone"); }

@@ -188,6 +188,7 @@ void attention(const AttentionTile& t, float* scratch) {
   for (int64_t r = 0; r < rows; ++r) {
     float* out = t.out + r / t.group * t.out_stride + r % t.group * t.head_dim;
     for (int64_t d = 0; d < t.head_dim; ++d) out[d] = o[r * width + d] / l[r];
+    if (t.log_sum) t.log_sum[r / t.group * t.log_sum_stride + r % t.group] = m[r] + __builtin_logf(l[r]);
   }
 }
 

@@ -83,11 +83,23 @@ void exp_scaled(const float* x, int64_t n, float scale, float shift, float facto
   for_each(n, [&](int64_t i, int64_t valid) { store_some(y + i, exp(fma(load_some(x + i, valid), a, s)) * f, valid); });
 }
 
-void softmax_backward(const float* p, const float* dp, int64_t n, float mean, float scale, float* ds) {
-  const Vec m = broadcast(mean), a = broadcast(scale);
-  for_each(n, [&](int64_t i, int64_t valid) {
-    store_some(ds + i, load_some(p + i, valid) * (load_some(dp + i, valid) - m) * a, valid);
-  });
+void softmax_backward(float* s, float* dp, int64_t tokens, int64_t group, int64_t seen, const float* log_sum, const float* mean,
+                      float scale) {
+  const Vec a = broadcast(scale);
+  IntVec lanes;
+  for (int i = 0; i < kLanes; ++i) lanes[i] = i;
+  for (int64_t t = 0; t < tokens; ++t) {
+    const IntVec visible = broadcast_bits(static_cast<int32_t>(smaller(seen + t, kPanel)));
+    for (int64_t head = 0; head < group; ++head, ++log_sum, ++mean) {
+      const Vec shift = broadcast(-*log_sum), m = broadcast(*mean);
+      for (int i = 0; i < kPanel; i += kLanes, s += kLanes, dp += kLanes) {
+        const IntVec sees = lanes + i < visible;
+        const Vec p = exp(fma(load(s), a, shift)), ds = p * (load(dp) - m) * a;
+        store(s, sees ? p : Vec{});
+        store(dp, sees ? ds : Vec{});
+      }
+    }
+  }
 }
 
 }  // namespace cmoe::kernels::CMOE_ISA

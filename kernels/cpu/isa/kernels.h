@@ -35,7 +35,8 @@ void add_scaled(const float* x, float factor, int64_t n, float* y);
 void rms_norm_backward(const float* x, const float* weight, const float* dy, int64_t n, float epsilon, float* dx);
 void swiglu_backward(const float* gate, const float* up, const float* dh, int64_t n, float* dgate, float* dup);
 void exp_scaled(const float* x, int64_t n, float scale, float shift, float factor, float* y);
-void softmax_backward(const float* p, const float* dp, int64_t n, float mean, float scale, float* ds);
+void softmax_backward(float* s, float* dp, int64_t tokens, int64_t group, int64_t seen, const float* log_sum, const float* mean,
+                      float scale);
 
 void narrow_dots(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t n, int64_t k, float* y, int64_t ldy);
 void narrow_sums(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t n, int64_t k, float* y, int64_t ldy,

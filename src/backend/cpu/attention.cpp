@@ -34,7 +34,7 @@ void append(const Tensor& from, float* AttentionSpan::*cache, std::span<const At
 }  // namespace
 
 void CpuBackend::attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
-                           int64_t head_dim, Tensor& out) const {
+                           int64_t head_dim, Tensor& out, Tensor* log_sum) const {
   check_matrix("attention", "q", q, -1, -1);
   const int64_t rows = q.dim(0);
   check_matrix("attention", "k", k, rows, -1);
@@ -45,6 +45,7 @@ void CpuBackend::attention(const Tensor& q, const Tensor& k, const Tensor& v, st
   const int64_t heads = q.dim(1) / head_dim, kv_heads = k.dim(1) / head_dim;
   CMOE_CHECK(heads % kv_heads == 0, "attention: {} query heads, expected a multiple of the {} key-value heads", heads,
              kv_heads);
+  if (log_sum) check_matrix("attention", "log_sum", *log_sum, rows, heads);
   for (const AttentionSpan& span : spans) {
     CMOE_CHECK(span.rows >= 0 && span.row_begin >= 0 && span.row_begin + span.rows <= rows,
                "attention: a span of rows {} .. {}, expected them within the batch's {}", span.row_begin,
@@ -87,6 +88,8 @@ void CpuBackend::attention(const Tensor& q, const Tensor& k, const Tensor& v, st
                         .value = span.value + piece.kv_head * span.capacity * head_dim,
                         .out = out.row<float>(row) + column,
                         .out_stride = out.dim(1),
+                        .log_sum = log_sum ? log_sum->row<float>(row) + piece.kv_head * group : nullptr,
+                        .log_sum_stride = heads,
                         .scale = scale},
                        memory);
     }

@@ -27,7 +27,7 @@ class CpuBackend : public Backend {
   void rope(Tensor& x, int64_t head_dim, std::span<const int32_t> positions, const Tensor& cos,
             const Tensor& sin) const override;
   void attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, int64_t head_dim,
-                 Tensor& out) const override;
+                 Tensor& out, Tensor* log_sum) const override;
   void swiglu(const Tensor& gate, const Tensor& up, Tensor& h) const override;
   void add(const Tensor& x, Tensor& y) const override;
   void add_bias(const Tensor& bias, Tensor& y) const override;
@@ -38,8 +38,8 @@ class CpuBackend : public Backend {
   void dropout(const Tensor& x, std::span<const int32_t> row, uint64_t key, float p, Tensor& y, bool accumulate) const override;
   void rms_norm_backward(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& dy, Tensor& dx) const override;
   void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dh, Tensor& dgate, Tensor& dup) const override;
-  void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& dout,
-                          std::span<const AttentionSpan> spans, int64_t head_dim, Tensor& dq, Tensor& dk,
+  void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& log_sum,
+                          const Tensor& dout, std::span<const AttentionSpan> spans, int64_t head_dim, Tensor& dq, Tensor& dk,
                           Tensor& dv) const override;
   void cross_entropy_backward(const Tensor& x, const Weight& head, std::span<const int32_t> targets, const LossWeights& weights,
                               std::span<double> nll, std::span<double> kl, Tensor& dx) const override;
