@@ -109,16 +109,16 @@ struct Table {
   // Products with a side n of a few elements; w [n, k] as it is. Each sum's order is decided by its length alone.
   /// y [rows, n] = x [rows, k] w^T.
   void (*narrow_dots)(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t n, int64_t k, float* y, int64_t ldy);
-  /// y [rows, k] (+)= x [rows, n] w.
-  void (*narrow_sums)(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t n, int64_t k, float* y, int64_t ldy,
-                      bool add);
-  /// c [n, columns] = a^T b; a [t, n], b [t, columns]; in order of t.
+  /// y [rows, k] (+)= x [rows, n] w; w has row stride ldw.
+  void (*narrow_sums)(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t ldw, int64_t n, int64_t k, float* y,
+                      int64_t ldy, bool add);
+  /// c [n, columns] (+)= a^T b; a [t, n], b [t, columns]; in order of t, from what c holds on.
   void (*narrow_outer)(const float* a, int64_t lda, int64_t n, const float* b, int64_t ldb, int64_t columns, int64_t t,
-                       float* c, int64_t ldc);
-  /// y[i] (+)= x[i] keep where bits 16 (i % 4) and up of mix(state + (counter + i / 4) golden) are >= threshold, else 0; mix
-  /// and golden are SplitMix64's.
-  void (*dropout)(const float* x, int64_t n, uint64_t state, uint64_t counter, uint32_t threshold, float keep, float* y,
-                  bool add);
+                       float* c, int64_t ldc, bool add);
+  /// y[r, i] (+)= x[r, i] keep where bits 16 (i % 4) and up of mix(state + (counter[r] + i / 4) golden) are >= threshold, else
+  /// 0; i < n; mix and golden are SplitMix64's.
+  void (*dropout)(const float* x, int64_t ldx, int64_t rows, int64_t n, uint64_t state, const uint64_t* counter,
+                  uint32_t threshold, float keep, float* y, int64_t ldy, bool add);
 };
 
 const Table& table_generic();

@@ -27,8 +27,15 @@ void Backend::rms_norm_backward(const Tensor&, const Tensor&, float, const Tenso
   refuse(*this, "rms_norm_backward");
 }
 
-void Backend::dropout(const Tensor&, std::span<const int32_t>, uint64_t, float, Tensor&, bool) const {
-  refuse(*this, "dropout");
+void Backend::dropout(const Tensor&, const DropoutMask&, Tensor&, bool) const { refuse(*this, "dropout"); }
+
+void Backend::dropout_linear(const Tensor&, const DropoutMask&, std::span<const Weight>, std::span<Tensor>) const {
+  refuse(*this, "dropout_linear");
+}
+
+void Backend::dropout_linear_backward(const Tensor&, const DropoutMask&, std::span<const Weight>, std::span<const Tensor>,
+                                      std::span<Tensor>, Tensor&) const {
+  refuse(*this, "dropout_linear_backward");
 }
 
 void Backend::swiglu_backward(const Tensor&, const Tensor&, const Tensor&, Tensor&, Tensor&) const {

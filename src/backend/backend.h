@@ -43,6 +43,14 @@ struct AttentionSpan {
   int64_t capacity;   ///< >= past + rows
 };
 
+/// Which elements of the rows of x [T, d] a dropout keeps: a mask of 64 random bits per four elements, row t masked by
+/// random_bits(key, row[t] ceil(d / 4) + i / 4).
+struct DropoutMask {
+  std::span<const int32_t> row;  ///< [T] numbers of the rows, or empty: row t
+  uint64_t key = 0;
+  float p = 0;  ///< of dropping an element, in steps of 2^-16; 0 keeps all
+};
+
 /// Every operation on tensors, documented and checked once; CPU now, CUDA behind the same calls. Activations are f32
 /// [rows, columns]; weights are prepared once. All calls accept zero rows.
 ///
@@ -125,10 +133,16 @@ class Backend {
   /// dx += gradient of rms_norm(x) given dy; x, dy, dx [T, d]. The norm's weight is a constant.
   virtual void rms_norm_backward(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& dy, Tensor& dx) const;
 
-  /// y = x keep / (1 - p), or y += that, with a mask of 64 random bits per four elements: rows of x [T, d] are masked by
-  /// random_bits(key, row[t] ceil(d / 4) + i / 4); `row` may be empty (row t). p in steps of 2^-16.
-  virtual void dropout(const Tensor& x, std::span<const int32_t> row, uint64_t key, float p, Tensor& y,
-                       bool accumulate = false) const;
+  /// y = x keep / (1 - p), or y += that; x, y [T, d].
+  virtual void dropout(const Tensor& x, const DropoutMask& mask, Tensor& y, bool accumulate = false) const;
+
+  /// u_i = dropout(x) A_i^T for matrices of LoRA that read the same x under the same mask: x [T, d], A_i [r_i, d] of
+  /// prepare_narrow(), u_i [T, r_i].
+  virtual void dropout_linear(const Tensor& x, const DropoutMask& mask, std::span<const Weight> a, std::span<Tensor> u) const;
+
+  /// Its gradients: da_i += du_i^T dropout(x), dx += dropout(sum_i du_i A_i); da_i [r_i, d], dx [T, d].
+  virtual void dropout_linear_backward(const Tensor& x, const DropoutMask& mask, std::span<const Weight> a,
+                                       std::span<const Tensor> du, std::span<Tensor> da, Tensor& dx) const;
 
   /// dgate = dh up silu'(gate), dup = dh silu(gate); both may be one of the inputs.
   virtual void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dh, Tensor& dgate, Tensor& dup) const;

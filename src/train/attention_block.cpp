@@ -34,16 +34,14 @@ void AttentionBlock::forward(const SequencePass& pass, const Segments& segments,
   saved.value = Tensor(DType::f32, {rows, kv_size});
   saved.out = Tensor(DType::f32, {rows, q_size});
   backend.rms_norm(x, *norm, epsilon, saved.a);
-  q.forward(pass, saved.a, {}, saved.query, false, saved.q);
-  k.forward(pass, saved.a, {}, saved.key, false, saved.k);
-  v.forward(pass, saved.a, {}, saved.value, false, saved.v);
+  lora_forward(pass, saved.a, {}, {{q, saved.query, saved.q}, {k, saved.key, saved.k}, {v, saved.value, saved.v}}, false);
   backend.rope(saved.query, head_dim, segments.positions, *rope_cos, *rope_sin);
   backend.rope(saved.key, head_dim, segments.positions, *rope_cos, *rope_sin);
   Tensor cache;
   saved.log_sum = Tensor(DType::f32, {rows, q_size / head_dim});
   backend.attention(saved.query, saved.key, saved.value, spans_of(segments, kv_size, &cache), head_dim, saved.out,
                     &saved.log_sum);
-  o.forward(pass, saved.out, {}, x, /*accumulate=*/true, saved.o);
+  lora_forward(pass, saved.out, {}, {{o, x, saved.o}}, /*accumulate=*/true);
 }
 
 void AttentionBlock::backward(const SequencePass& pass, const Segments& segments, const Saved& saved, Tensor& dx) const {
@@ -51,14 +49,12 @@ void AttentionBlock::backward(const SequencePass& pass, const Segments& segments
   Tensor dout(DType::f32, saved.out.shape());
   Tensor dq(DType::f32, saved.query.shape()), dk(DType::f32, saved.key.shape()), dv(DType::f32, saved.value.shape());
   Tensor da(DType::f32, saved.a.shape());
-  o.backward(pass, saved.out, {}, dx, saved.o, dout, false);
+  lora_backward(pass, saved.out, {}, {{o, dx, saved.o}}, dout, false);
   backend.attention_backward(saved.query, saved.key, saved.value, saved.out, saved.log_sum, dout,
                              spans_of(segments, saved.key.dim(1), nullptr), head_dim, dq, dk, dv);
   backend.rope(dq, head_dim, segments.positions, *rope_cos, *rope_back);
   backend.rope(dk, head_dim, segments.positions, *rope_cos, *rope_back);
-  q.backward(pass, saved.a, {}, dq, saved.q, da, false);
-  k.backward(pass, saved.a, {}, dk, saved.k, da, true);
-  v.backward(pass, saved.a, {}, dv, saved.v, da, true);
+  lora_backward(pass, saved.a, {}, {{q, dq, saved.q}, {k, dk, saved.k}, {v, dv, saved.v}}, da, false);
   backend.rms_norm_backward(saved.x, *norm, epsilon, da, dx);  // beside the residual path, which dx already holds
 }
 

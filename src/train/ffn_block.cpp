@@ -6,11 +6,10 @@ void FfnBlock::forward(const SequencePass& pass, const Tensor& x, std::span<cons
                        Saved& saved) const {
   saved.gate = Tensor(DType::f32, {x.dim(0), gate.base->out_features()});
   saved.up = Tensor(DType::f32, saved.gate.shape());
-  gate.forward(pass, x, tokens, saved.gate, false, saved.gate_lora);
-  up.forward(pass, x, tokens, saved.up, false, saved.up_lora);
+  lora_forward(pass, x, tokens, {{gate, saved.gate, saved.gate_lora}, {up, saved.up, saved.up_lora}}, false);
   Tensor h(DType::f32, saved.gate.shape());
   pass.backend.swiglu(saved.gate, saved.up, h);
-  down.forward(pass, h, tokens, y, accumulate, saved.down_lora);
+  lora_forward(pass, h, tokens, {{down, y, saved.down_lora}}, accumulate);
   if (down_bias) pass.backend.add_bias(*down_bias, y);
 }
 
@@ -18,11 +17,10 @@ void FfnBlock::backward(const SequencePass& pass, const Tensor& x, std::span<con
                         const Saved& saved, Tensor& dx, bool accumulate) const {
   Tensor h(DType::f32, saved.gate.shape()), dh(DType::f32, saved.gate.shape());
   pass.backend.swiglu(saved.gate, saved.up, h);  // cheaper to compute again than to keep
-  down.backward(pass, h, tokens, dy, saved.down_lora, dh, false);
+  lora_backward(pass, h, tokens, {{down, dy, saved.down_lora}}, dh, false);
   Tensor& dgate = h;
   pass.backend.swiglu_backward(saved.gate, saved.up, dh, dgate, dh);
-  gate.backward(pass, x, tokens, dgate, saved.gate_lora, dx, accumulate);
-  up.backward(pass, x, tokens, dh, saved.up_lora, dx, true);
+  lora_backward(pass, x, tokens, {{gate, dgate, saved.gate_lora}, {up, dh, saved.up_lora}}, dx, accumulate);
 }
 
 }  // namespace cmoe

@@ -14,7 +14,7 @@ struct FfnBlock {
     Tensor gate, up;  ///< [T, n] before the product
     LoraLinear::Saved gate_lora, up_lora, down_lora;
   };
-  /// y = or += F(x). @param tokens  the rows' numbers in their sequence, see LoraLinear::forward.
+  /// y = or += F(x). @param tokens  the rows' numbers in their sequence, see lora_forward().
   void forward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens, Tensor& y, bool accumulate,
                Saved& saved) const;
   /// dx = or += the gradient of x.

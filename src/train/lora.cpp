@@ -1,6 +1,10 @@
 #include "train/lora.h"
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
+
+#include "base/random.h"
 
 namespace cmoe {
 namespace {
@@ -13,6 +17,13 @@ uint64_t hash_of(const std::string& text) {
   uint64_t hash = 0;
   for (unsigned char c : text) hash = random_bits(hash, c);
   return hash;
+}
+
+// Of modules of which at least one is adapted.
+template <class Module>
+DropoutMask mask_of(const SequencePass& pass, std::span<const int32_t> tokens, std::initializer_list<Module> modules) {
+  const auto* first = std::find_if(modules.begin(), modules.end(), [](const Module& one) { return one.module.adapted(); });
+  return {.row = tokens, .key = random_bits(pass.dropout_key, first->module.id), .p = pass.dropout};
 }
 
 }  // namespace
@@ -42,42 +53,44 @@ void LoraLinear::pack(const Backend& backend, const ParameterSet& parameters) {
   b_packed = backend.prepare_narrow(parameters.value(b));
 }
 
-void LoraLinear::forward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens, Tensor& y, bool accumulate,
-                         Saved& saved) const {
-  pass.backend.linear(x, *base, y, accumulate);
-  if (!adapted()) return;
-  saved.u = Tensor(DType::f32, {x.dim(0), a_packed.out_features()});
-  if (pass.dropout > 0) {
-    Tensor kept(DType::f32, x.shape());
-    pass.backend.dropout(x, tokens, mask_key(pass), pass.dropout, kept);
-    pass.backend.linear(kept, a_packed, saved.u);
-  } else {
-    pass.backend.linear(x, a_packed, saved.u);
+void lora_forward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens,
+                  std::initializer_list<LoraOutput> modules, bool accumulate) {
+  std::vector<Weight> a;
+  std::vector<Tensor> u;
+  for (const auto& [module, y, saved] : modules) {
+    pass.backend.linear(x, *module.base, y, accumulate);
+    if (!module.adapted()) continue;
+    saved.u = Tensor(DType::f32, {x.dim(0), module.a_packed.out_features()});
+    a.push_back(module.a_packed);
+    u.push_back(saved.u);
   }
-  multiply_by(scale, saved.u);
-  pass.backend.linear(saved.u, b_packed, y, /*accumulate=*/true);
+  if (a.empty()) return;
+  pass.backend.dropout_linear(x, mask_of(pass, tokens, modules), a, u);
+  for (const auto& [module, y, saved] : modules) {
+    if (!module.adapted()) continue;
+    multiply_by(module.scale, saved.u);
+    pass.backend.linear(saved.u, module.b_packed, y, /*accumulate=*/true);
+  }
 }
 
 // dB += dy^T u,  du = scale dy B,  dA += du^T dropout(x),  dx += dy W + dropout(du A)
-void LoraLinear::backward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens, const Tensor& dy,
-                          const Saved& saved, Tensor& dx, bool accumulate) const {
-  pass.backend.linear_transposed(dy, *base, dx, accumulate);
-  if (!adapted() || x.dim(0) == 0) return;
-  Tensor db = pass.parameters.view(*pass.gradient, b), da = pass.parameters.view(*pass.gradient, a);
-  pass.backend.multiply_transposed(dy, saved.u, db, /*accumulate=*/true);
-  Tensor du(DType::f32, saved.u.shape());
-  pass.backend.linear_transposed(dy, b_packed, du);
-  multiply_by(scale, du);
-  if (pass.dropout == 0) {
-    pass.backend.multiply_transposed(du, x, da, /*accumulate=*/true);
-    pass.backend.linear_transposed(du, a_packed, dx, /*accumulate=*/true);
-    return;
+void lora_backward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens,
+                   std::initializer_list<LoraGradient> modules, Tensor& dx, bool accumulate) {
+  std::vector<Weight> a;
+  std::vector<Tensor> du, da;
+  for (const auto& [module, dy, saved] : modules) {
+    pass.backend.linear_transposed(dy, *module.base, dx, accumulate);
+    accumulate = true;
+    if (!module.adapted()) continue;
+    Tensor db = pass.parameters.view(*pass.gradient, module.b);
+    pass.backend.multiply_transposed(dy, saved.u, db, /*accumulate=*/true);
+    a.push_back(module.a_packed);
+    da.push_back(pass.parameters.view(*pass.gradient, module.a));
+    du.emplace_back(DType::f32, saved.u.shape());
+    pass.backend.linear_transposed(dy, module.b_packed, du.back());
+    multiply_by(module.scale, du.back());
   }
-  Tensor work(DType::f32, x.shape());
-  pass.backend.dropout(x, tokens, mask_key(pass), pass.dropout, work);
-  pass.backend.multiply_transposed(du, work, da, /*accumulate=*/true);
-  pass.backend.linear_transposed(du, a_packed, work);
-  pass.backend.dropout(work, tokens, mask_key(pass), pass.dropout, dx, /*accumulate=*/true);
+  if (!a.empty()) pass.backend.dropout_linear_backward(x, mask_of(pass, tokens, modules), a, du, da, dx);
 }
 
 }  // namespace cmoe

@@ -1,11 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <span>
 #include <string>
 
 #include "backend/backend.h"
-#include "base/random.h"
 #include "train/parameters.h"
 
 namespace cmoe {
@@ -28,7 +28,7 @@ struct LoraLinear {
   int64_t a = -1, b = -1;  ///< indices of the parameters; -1 where the module has no adapter
   float scale = 0;
   Weight a_packed, b_packed;
-  uint64_t id = 0;  ///< names its dropout mask
+  uint64_t id = 0;  ///< of the module's name: for its random numbers
 
   bool adapted() const { return a >= 0; }
   /// Declares A and B.
@@ -41,16 +41,29 @@ struct LoraLinear {
   struct Saved {
     Tensor u;  ///< scale dropout(x) A^T [T, r]
   };
-  /// y = or += the module's output. @param tokens  numbers of the rows in their sequence, so that a row's mask does
-  /// not depend on where a batch put it; empty means row i.
-  void forward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens, Tensor& y, bool accumulate,
-               Saved& saved) const;
-  /// dx = or += the gradient; those of A and B are added to the pass's. @param x  as given to forward.
-  void backward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens, const Tensor& dy,
-                const Saved& saved, Tensor& dx, bool accumulate) const;
-
- private:
-  uint64_t mask_key(const SequencePass& pass) const { return random_bits(pass.dropout_key, id); }
 };
+
+/// A module in a forward pass: what it writes.
+struct LoraOutput {
+  const LoraLinear& module;
+  Tensor& y;
+  LoraLinear::Saved& saved;
+};
+/// ... and in backward: what it reads.
+struct LoraGradient {
+  const LoraLinear& module;
+  const Tensor& dy;
+  const LoraLinear::Saved& saved;
+};
+
+/// y = or += each module's output. The modules read the same x [T, in], and their adapters read it under the same dropout mask:
+/// that of the first that has one. (PEFT drops for each module anew; the expectation is the same.)
+/// @param tokens  numbers of the rows in their sequence, so that a row's mask does not depend on where a batch put it; empty
+/// means row i.
+void lora_forward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens,
+                  std::initializer_list<LoraOutput> modules, bool accumulate);
+/// dx = or += the sum of the modules' gradients; those of A and B are added to the pass's. @param x, modules  as in forward.
+void lora_backward(const SequencePass& pass, const Tensor& x, std::span<const int32_t> tokens,
+                   std::initializer_list<LoraGradient> modules, Tensor& dx, bool accumulate);
 
 }  // namespace cmoe

@@ -1,4 +1,5 @@
 // Products with a short side, and dropout, against plain loops in double.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include "backend/oracle.h"
@@ -101,7 +102,8 @@ TEST(Dropout, MasksByTheBitsOfKeyAndPlace) {
       const Tensor before = y.clone();
       const auto words = static_cast<uint64_t>((d + 3) / 4);
       constexpr float kProbability = 0.25f;  // 16,384 of 65,536
-      backend.dropout(x, rows, 99, kProbability, y, /*accumulate=*/true);
+      const DropoutMask mask{.row = rows, .key = 99, .p = kProbability};
+      backend.dropout(x, mask, y, /*accumulate=*/true);
       for (int64_t t = 0; t < 7; ++t) {
         for (int64_t i = 0; i < d; ++i) {
           const uint64_t word = static_cast<uint64_t>(rows[static_cast<size_t>(t)]) * words + static_cast<uint64_t>(i / 4);
@@ -111,10 +113,54 @@ TEST(Dropout, MasksByTheBitsOfKeyAndPlace) {
         }
       }
       Tensor alone(DType::f32, {1, d});
-      backend.dropout(x.rows(3, 4), std::vector<int32_t>{7}, 99, kProbability, alone);
+      const std::vector<int32_t> seven{7};
+      backend.dropout(x.rows(3, 4), {.row = seven, .key = 99, .p = kProbability}, alone);
       Tensor all(DType::f32, {7, d});
-      backend.dropout(x, rows, 99, kProbability, all);
+      backend.dropout(x, mask, all);
       EXPECT_TRUE(same_bits(alone, all.rows(3, 4)));
+    }
+  });
+}
+
+// Against the plain way: the whole x masked, then each product.
+TEST(Dropout, ProductsBehindItAreThoseOfTheMaskedRows) {
+  on_each_isa([](const Backend& backend, CpuIsa) {
+    for (const auto& [t, d, ranks] : {std::tuple{int64_t{1}, int64_t{3}, std::vector<int64_t>{1}},
+                                      {67, 33, {3, 8}},
+                                      {130, 200, {8, 5, 16}},
+                                      {7, 100, {40, 2}},  // too wide for narrow products
+                                      {0, 40, {4}}}) {
+      for (float p : {0.0f, 0.25f}) {
+        SCOPED_TRACE(fmt::format("t {} d {} p {}", t, d, p));
+        std::vector<int32_t> rows;
+        for (int64_t i = 0; i < t; ++i) rows.push_back(static_cast<int32_t>(3 * i + 1));
+        const DropoutMask mask{.row = rows, .key = 42, .p = p};
+        const Tensor x = random({t, d}, 1);
+        Tensor dx = random({t, d}, 2), kept(DType::f32, x.shape()), expected_dx = dx.clone(),
+               sum = Tensor::zeros(DType::f32, x.shape());
+        backend.dropout(x, mask, kept);
+        std::vector<Weight> a;
+        std::vector<Tensor> u, du, da, expected_u, expected_da;
+        for (int64_t rank : ranks) {
+          a.push_back(backend.prepare_narrow(random({rank, d}, 3)));
+          u.emplace_back(DType::f32, Shape{t, rank});
+          du.push_back(random({t, rank}, 4));
+          da.push_back(Tensor::zeros(DType::f32, {rank, d}));  // onto what is there the sums go in another order
+          expected_u.emplace_back(DType::f32, Shape{t, rank});
+          expected_da.push_back(da.back().clone());
+          backend.linear(kept, a.back(), expected_u.back());
+          backend.multiply_transposed(du.back(), kept, expected_da.back(), /*accumulate=*/true);
+          backend.linear_transposed(du.back(), a.back(), sum, /*accumulate=*/true);
+        }
+        backend.dropout(sum, mask, expected_dx, /*accumulate=*/true);
+        backend.dropout_linear(x, mask, a, u);
+        backend.dropout_linear_backward(x, mask, a, du, da, dx);
+        for (size_t i = 0; i < ranks.size(); ++i) {
+          EXPECT_TRUE(same_bits(u[i], expected_u[i])) << i;
+          EXPECT_TRUE(same_bits(da[i], expected_da[i])) << i;
+        }
+        EXPECT_TRUE(close(dx, Doubles(expected_dx.span<float>().begin(), expected_dx.span<float>().end()), 1e-5, 1e-5));
+      }
     }
   });
 }
@@ -123,7 +169,7 @@ TEST(Dropout, DropsItsShareAndKeepsTheMean) {
   const auto backend = make_cpu_backend();
   Tensor x(DType::f32, {200, 500}), y(DType::f32, {200, 500});
   std::fill(x.span<float>().begin(), x.span<float>().end(), 1.0f);
-  backend->dropout(x, {}, 7, 0.1f, y);
+  backend->dropout(x, {.key = 7, .p = 0.1f}, y);
   double sum = 0, dropped = 0;
   for (float value : y.span<float>()) sum += static_cast<double>(value), dropped += value == 0;
   EXPECT_NEAR(dropped / 1e5, 0.1, 0.004);  // 4 standard errors
@@ -132,13 +178,21 @@ TEST(Dropout, DropsItsShareAndKeepsTheMean) {
 
 TEST(Dropout, RefusesWrongArguments) {
   const auto backend = make_cpu_backend();
-  Tensor y(DType::f32, {3, 4});
-  EXPECT_THAT(message_of([&] { backend->dropout(random({3, 4}, 1), {}, 1, 1.0f, y); }), HasSubstr("expected one in [0, 1)"));
+  Tensor y(DType::f32, {3, 4}), u(DType::f32, {3, 2});
+  const std::vector<int32_t> one{1};
+  const Weight a = backend->prepare_narrow(random({2, 5}, 1));
+  EXPECT_THAT(message_of([&] { backend->dropout(random({3, 4}, 1), {.p = 1.0f}, y); }), HasSubstr("expected one in [0, 1)"));
   EXPECT_THAT(message_of([&] {
-                backend->dropout(random({3, 4}, 1), std::vector<int32_t>{1}, 1, 0.5f, y);
+                backend->dropout(random({3, 4}, 1), {.row = one, .p = 0.5f}, y);
               }),
               HasSubstr("1 row numbers; expected 3"));
-  EXPECT_THAT(message_of([&] { backend->dropout(random({3, 5}, 1), {}, 1, 0.5f, y); }), HasSubstr("dropout: y is"));
+  EXPECT_THAT(message_of([&] { backend->dropout(random({3, 5}, 1), {.p = 0.5f}, y); }), HasSubstr("dropout: y is"));
+  EXPECT_THAT(message_of([&] {
+                backend->dropout_linear(random({3, 4}, 1), {}, std::span(&a, 1), std::span(&u, 1));
+              }),
+              HasSubstr("A takes 5 inputs, x has 4"));
+  EXPECT_THAT(message_of([&] { backend->dropout_linear_backward(y, {}, {}, std::span(&u, 1), {}, y); }),
+              HasSubstr("0 matrices, 1 gradients"));
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/random.h"
 #include "model/transformer.h"
 #include "train/trained_model.h"
 

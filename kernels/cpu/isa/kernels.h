@@ -39,10 +39,11 @@ void softmax_backward(float* s, float* dp, int64_t tokens, int64_t group, int64_
                       float scale);
 
 void narrow_dots(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t n, int64_t k, float* y, int64_t ldy);
-void narrow_sums(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t n, int64_t k, float* y, int64_t ldy,
-                 bool add);
+void narrow_sums(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t ldw, int64_t n, int64_t k, float* y,
+                 int64_t ldy, bool add);
 void narrow_outer(const float* a, int64_t lda, int64_t n, const float* b, int64_t ldb, int64_t columns, int64_t t, float* c,
-                  int64_t ldc);
-void dropout(const float* x, int64_t n, uint64_t state, uint64_t counter, uint32_t threshold, float keep, float* y, bool add);
+                  int64_t ldc, bool add);
+void dropout(const float* x, int64_t ldx, int64_t rows, int64_t n, uint64_t state, const uint64_t* counter, uint32_t threshold,
+             float keep, float* y, int64_t ldy, bool add);
 
 }  // namespace cmoe::kernels::CMOE_ISA

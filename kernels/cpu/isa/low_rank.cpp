@@ -82,17 +82,21 @@ CMOE_INLINE void sums_of_columns(const float* x, int64_t ldx, const float* w, in
 }
 
 template <int Rows>
-void sums_of_rows(const float* x, int64_t ldx, const float* w, int64_t n, int64_t k, float* y, int64_t ldy, bool add) {
+void sums_of_rows(const float* x, int64_t ldx, const float* w, int64_t ldw, int64_t n, int64_t k, float* y, int64_t ldy,
+                  bool add) {
   constexpr int64_t kWidth = kSumVecs * kLanes;
   int64_t c = 0;
-  for (; c + kWidth <= k; c += kWidth) sums_of_columns<Rows, kSumVecs>(x, ldx, w + c, n, k, y + c, ldy, kWidth, add);
-  for (; c < k; c += kLanes) sums_of_columns<Rows, 1>(x, ldx, w + c, n, k, y + c, ldy, k - c, add);
+  for (; c + kWidth <= k; c += kWidth) sums_of_columns<Rows, kSumVecs>(x, ldx, w + c, n, ldw, y + c, ldy, kWidth, add);
+  for (; c < k; c += kLanes) sums_of_columns<Rows, 1>(x, ldx, w + c, n, ldw, y + c, ldy, k - c, add);
 }
 
 template <int N, int V>
 CMOE_INLINE void outer_sums(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t t, float* c, int64_t ldc,
-                            int64_t valid) {
+                            int64_t valid, bool add) {
   Vec sums[N][V] = {};
+  for (int n = 0; add && n < N; ++n) {
+    for (int v = 0; v < V; ++v) sums[n][v] = load_some(c + n * ldc + v * kLanes, valid - v * kLanes);
+  }
   for (int64_t i = 0; i < t; ++i) {
     Vec row[V];
 #pragma GCC unroll 4
@@ -113,12 +117,12 @@ CMOE_INLINE void outer_sums(const float* a, int64_t lda, const float* b, int64_t
 }
 
 template <int N>
-void outer_columns(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t t, float* c, int64_t ldc,
-                   int64_t columns) {
+void outer_columns(const float* a, int64_t lda, const float* b, int64_t ldb, int64_t t, float* c, int64_t ldc, int64_t columns,
+                   bool add) {
   constexpr int64_t kWidth = kOuterVecs * kLanes;
   int64_t at = 0;
-  for (; at + kWidth <= columns; at += kWidth) outer_sums<N, kOuterVecs>(a, lda, b + at, ldb, t, c + at, ldc, kWidth);
-  for (; at < columns; at += kLanes) outer_sums<N, 1>(a, lda, b + at, ldb, t, c + at, ldc, columns - at);
+  for (; at + kWidth <= columns; at += kWidth) outer_sums<N, kOuterVecs>(a, lda, b + at, ldb, t, c + at, ldc, kWidth, add);
+  for (; at < columns; at += kLanes) outer_sums<N, 1>(a, lda, b + at, ldb, t, c + at, ldc, columns - at, add);
 }
 
 }  // namespace
@@ -129,21 +133,21 @@ void narrow_dots(const float* x, int64_t ldx, int64_t rows, const float* w, int6
   for (; r < rows; ++r) dots_of_rows<1>(x + r * ldx, ldx, w, n, k, y + r * ldy, ldy);
 }
 
-void narrow_sums(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t n, int64_t k, float* y, int64_t ldy,
-                 bool add) {
+void narrow_sums(const float* x, int64_t ldx, int64_t rows, const float* w, int64_t ldw, int64_t n, int64_t k, float* y,
+                 int64_t ldy, bool add) {
   int64_t r = 0;
-  for (; r + kSumRows <= rows; r += kSumRows) sums_of_rows<kSumRows>(x + r * ldx, ldx, w, n, k, y + r * ldy, ldy, add);
-  for (; r < rows; ++r) sums_of_rows<1>(x + r * ldx, ldx, w, n, k, y + r * ldy, ldy, add);
+  for (; r + kSumRows <= rows; r += kSumRows) sums_of_rows<kSumRows>(x + r * ldx, ldx, w, ldw, n, k, y + r * ldy, ldy, add);
+  for (; r < rows; ++r) sums_of_rows<1>(x + r * ldx, ldx, w, ldw, n, k, y + r * ldy, ldy, add);
 }
 
 void narrow_outer(const float* a, int64_t lda, int64_t n, const float* b, int64_t ldb, int64_t columns, int64_t t, float* c,
-                  int64_t ldc) {
+                  int64_t ldc, bool add) {
   int64_t j = 0;
   if constexpr (kMost == 8) {
-    for (; j + 8 <= n; j += 8) outer_columns<8>(a + j, lda, b, ldb, t, c + j * ldc, ldc, columns);
+    for (; j + 8 <= n; j += 8) outer_columns<8>(a + j, lda, b, ldb, t, c + j * ldc, ldc, columns, add);
   }
-  for (; j + 4 <= n; j += 4) outer_columns<4>(a + j, lda, b, ldb, t, c + j * ldc, ldc, columns);
-  for (; j < n; ++j) outer_columns<1>(a + j, lda, b, ldb, t, c + j * ldc, ldc, columns);
+  for (; j + 4 <= n; j += 4) outer_columns<4>(a + j, lda, b, ldb, t, c + j * ldc, ldc, columns, add);
+  for (; j < n; ++j) outer_columns<1>(a + j, lda, b, ldb, t, c + j * ldc, ldc, columns, add);
 }
 
 }  // namespace cmoe::kernels::CMOE_ISA

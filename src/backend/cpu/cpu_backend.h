@@ -35,7 +35,10 @@ class CpuBackend : public Backend {
   void cross_entropy(const Tensor& x, const Weight& head, std::span<const int32_t> targets,
                      std::span<double> nll) const override;
   void linear_transposed(const Tensor& dy, const Weight& weight, Tensor& dx, bool accumulate) const override;
-  void dropout(const Tensor& x, std::span<const int32_t> row, uint64_t key, float p, Tensor& y, bool accumulate) const override;
+  void dropout(const Tensor& x, const DropoutMask& mask, Tensor& y, bool accumulate) const override;
+  void dropout_linear(const Tensor& x, const DropoutMask& mask, std::span<const Weight> a, std::span<Tensor> u) const override;
+  void dropout_linear_backward(const Tensor& x, const DropoutMask& mask, std::span<const Weight> a, std::span<const Tensor> du,
+                               std::span<Tensor> da, Tensor& dx) const override;
   void rms_norm_backward(const Tensor& x, const Tensor& weight, float epsilon, const Tensor& dy, Tensor& dx) const override;
   void swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dh, Tensor& dgate, Tensor& dup) const override;
   void attention_backward(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& out, const Tensor& log_sum,

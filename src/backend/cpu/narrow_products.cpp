@@ -1,12 +1,7 @@
-// Products with a short side, and the dropout of what enters them: the work of LoRA's matrices.
-#include <cmath>
-#include <cstring>
-
+// Products with a short side: the work of LoRA's matrices.
 #include "backend/cpu/cpu_backend.h"
 #include "backend/cpu/narrow_weight.h"
-#include "base/error.h"
 #include "base/parallel.h"
-#include "base/random.h"
 
 namespace cmoe::cpu {
 namespace {
@@ -42,7 +37,7 @@ void times_long_side(const kernels::Table& table, const Tensor& x, const Tensor&
 void times_short_side(const kernels::Table& table, const Tensor& x, const Tensor& w, Tensor& y, bool accumulate) {
   const int64_t n = w.dim(0), k = w.dim(1);
   parallel_for(x.dim(0), row_grain(k), [&](int64_t begin, int64_t end) {
-    table.narrow_sums(x.row<float>(begin), n, end - begin, w.data<float>(), n, k, y.row<float>(begin), k, accumulate);
+    table.narrow_sums(x.row<float>(begin), n, end - begin, w.data<float>(), k, n, k, y.row<float>(begin), k, accumulate);
   });
 }
 
@@ -83,7 +78,7 @@ void CpuBackend::narrow_outer(const Tensor& a, const Tensor& b, Tensor& c, bool 
   Tensor sums(DType::f32, {count, columns});
   parallel_for(columns, 96, [&](int64_t begin, int64_t end) {
     table_.narrow_outer(narrow.data<float>(), count, count, wide.data<float>() + begin, columns, end - begin, t,
-                        sums.data<float>() + begin, columns);
+                        sums.data<float>() + begin, columns, false);
   });
   for (int64_t i = 0; i < n; ++i) {
     float* to = c.row<float>(i);
@@ -92,25 +87,6 @@ void CpuBackend::narrow_outer(const Tensor& a, const Tensor& b, Tensor& c, bool 
       to[j] = accumulate ? to[j] + sum : sum;
     }
   }
-}
-
-void CpuBackend::dropout(const Tensor& x, std::span<const int32_t> row, uint64_t key, float p, Tensor& y,
-                         bool accumulate) const {
-  check_matrix("dropout", "x", x, -1, -1);
-  const int64_t rows = x.dim(0), d = x.dim(1);
-  check_matrix("dropout", "y", y, rows, d);
-  CMOE_CHECK(row.empty() || static_cast<int64_t>(row.size()) == rows, "dropout: {} row numbers; expected {}", row.size(), rows);
-  CMOE_CHECK(p >= 0 && p < 1, "dropout: probability {}; expected one in [0, 1)", p);
-  const auto words = static_cast<uint64_t>((d + 3) / 4);
-  const auto threshold = static_cast<uint32_t>(std::lround(static_cast<double>(p) * 65536));
-  const auto keep = static_cast<float>(65536.0 / (65536.0 - threshold));
-  const uint64_t state = mix_bits(key + kGoldenGamma);
-  parallel_for(rows, row_grain(d), [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      const auto number = static_cast<uint64_t>(row.empty() ? t : row[static_cast<size_t>(t)]);
-      table_.dropout(x.row<float>(t), d, state, number * words, threshold, keep, y.row<float>(t), accumulate);
-    }
-  });
 }
 
 }  // namespace cmoe::cpu
