@@ -56,6 +56,9 @@ struct Table {
   /// Packs rows [0, n) (n <= kPanel) of W [n, k], row stride k, as one panel.
   void (*pack_panel_f32)(const float* w, int64_t n, int64_t k, float* panel);
   void (*pack_panel_bf16)(const uint16_t* w, int64_t n, int64_t k, uint16_t* panel);
+  /// For dy W: inputs [0, k) (k <= kPanel) of a bf16 panel, [ceil(k / 2)][kPanel][2], as the panel of the transpose over its
+  /// kPanel features, [kPanel / 2][kPanel][2], columns beyond k zero.
+  void (*transpose_panel_bf16)(const uint16_t* panel, int64_t k, uint16_t* transposed);
   /// For c = a^T b: columns [0, n) of a [t, ...] with row stride lda. As a tile of f32.tile (n <= tile_rows) ...
   void (*pack_columns)(const float* a, int64_t lda, int64_t n, int64_t t, void* packed);
   /// ... and as an f32 panel (n <= kPanel).

@@ -10,6 +10,7 @@ Gemm gemm_bf16();
 F64 f64();
 void pack_panel_f32(const float* w, int64_t n, int64_t k, float* panel);
 void pack_panel_bf16(const uint16_t* w, int64_t n, int64_t k, uint16_t* panel);
+void transpose_panel_bf16(const uint16_t* panel, int64_t k, uint16_t* transposed);
 void pack_columns(const float* a, int64_t lda, int64_t n, int64_t t, void* packed);
 void pack_columns_panel(const float* b, int64_t ldb, int64_t n, int64_t t, float* panel);
 

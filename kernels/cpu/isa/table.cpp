@@ -15,6 +15,7 @@ const Table& CMOE_JOIN(table_, CMOE_ISA)() {
       .f64 = CMOE_ISA::f64(),
       .pack_panel_f32 = CMOE_ISA::pack_panel_f32,
       .pack_panel_bf16 = CMOE_ISA::pack_panel_bf16,
+      .transpose_panel_bf16 = CMOE_ISA::transpose_panel_bf16,
       .pack_columns = CMOE_ISA::pack_columns,
       .pack_columns_panel = CMOE_ISA::pack_columns_panel,
       .pack_listed_tiles = CMOE_ISA::pack_listed_tiles,

@@ -24,17 +24,8 @@ void transpose_square(const kernels::Table& table, DType dtype, const std::byte*
                          reinterpret_cast<float*>(to));
     return;
   }
-  // bf16 lies in pairs of inputs, [columns / 2][feature]; what is wanted are pairs of features, [feature / 2][column].
-  const auto* from = reinterpret_cast<const uint32_t*>(panel) + column / 2 * kPanel;
-  auto* pairs = reinterpret_cast<uint32_t*>(to);
-  if (columns < kPanel) std::memset(to, 0, kPanel * kPanel * 2);
-  for (int64_t c = 0; c < columns; c += 2, from += kPanel) {
-    for (int64_t n = 0; n < kPanel; n += 2) {
-      uint32_t* out = pairs + n / 2 * kPanel + c;
-      out[0] = (from[n] & 0xffffu) | from[n + 1] << 16;
-      out[1] = from[n] >> 16 | (from[n + 1] & 0xffff0000u);
-    }
-  }
+  table.transpose_panel_bf16(reinterpret_cast<const uint16_t*>(panel) + column * kPanel, columns,
+                             reinterpret_cast<uint16_t*>(to));
 }
 
 // Features [unit, ...) of a weight as panels over k of `features` rows, ready to multiply dy[:, features] with.
