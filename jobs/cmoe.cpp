@@ -61,7 +61,7 @@ int end_with_error(Environment& environment, const char* message, ExitCode code)
   } else if (Heartbeat* heartbeat = environment.heartbeat()) {
     heartbeat->end_together(message, code);
   } else {
-    if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    if (world.rank() != 0) std::this_thread::sleep_for(std::chrono::seconds(2));
     world.abort(fmt::format("error: {}", message), static_cast<int>(code));
   }
   return static_cast<int>(code);
