@@ -66,7 +66,7 @@ struct Recipe {
   Selector selector = Selector::threshold;
   double router_lambda = 1e-3;  ///< ridge of the linear router, in units of the mean diagonal
   Compensation compensation = Compensation::refit;
-  double refit_lambda = 1e-2;  ///< ridge of the refit, in units of the mean diagonal
+  double refit_lambda = 0.2;  ///< ridge of the refit, in units of the mean diagonal
   Calibration calibration = Calibration::carved;
 
   /// Needs only what a profile file holds (markers and moments): no forward pass, layers independent.
