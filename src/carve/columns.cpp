@@ -25,6 +25,28 @@ Tensor gather_matrix_rows(const Tensor& matrix, std::span<const int32_t> index) 
   return result;
 }
 
+void add_neurons_output(const Backend& backend, const Tensor& h, const Tensor& down, std::span<const int32_t> neurons,
+                        std::span<const int32_t> tokens, DType dtype, int64_t column, Tensor& y) {
+  const auto rows = static_cast<int64_t>(tokens.size()), count = static_cast<int64_t>(neurons.size()), d = down.dim(0);
+  if (rows == 0 || count == 0) return;
+  Tensor part(DType::f32, {rows, count}), output(DType::f32, {rows, d});
+  parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const float* from = h.row<float>(tokens[static_cast<size_t>(k)]);
+      float* to = part.row<float>(k);
+      for (int64_t i = 0; i < count; ++i) to[i] = from[neurons[static_cast<size_t>(i)]];
+    }
+  });
+  backend.linear(part, backend.prepare(gather_columns(down, neurons), dtype), output);
+  parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
+    for (int64_t k = begin; k < end; ++k) {
+      const float* from = output.row<float>(k);
+      float* to = y.row<float>(tokens[static_cast<size_t>(k)]) + column;
+      for (int64_t i = 0; i < d; ++i) to[i] += from[i];
+    }
+  });
+}
+
 std::vector<double> column_squared_norms(const Tensor& weight) {
   std::vector<double> norms(static_cast<size_t>(weight.dim(1)), 0.0);
   for (int64_t row = 0; row < weight.dim(0); ++row) {

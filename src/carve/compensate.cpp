@@ -75,30 +75,6 @@ void write_running(const Tensor& h, const NeuronGroups& groups, Tensor& z) {
   });
 }
 
-// z[t, column ...] += W_d h_t over the group's neurons, for the tokens that miss it.
-void add_missing(const Backend& backend, const Tensor& h, const Tensor& down, const NeuronGroup& group, int64_t column,
-                 Tensor& z) {
-  const auto tokens = static_cast<int64_t>(group.misses.size()), neurons = static_cast<int64_t>(group.neurons.size());
-  const int64_t d = down.dim(0);
-  if (tokens == 0 || neurons == 0) return;
-  Tensor missing(DType::f32, {tokens, neurons}), output(DType::f32, {tokens, d});
-  parallel_for(tokens, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const float* from = h.row<float>(group.misses[static_cast<size_t>(k)]);
-      float* to = missing.row<float>(k);
-      for (int64_t i = 0; i < neurons; ++i) to[i] = from[group.neurons[static_cast<size_t>(i)]];
-    }
-  });
-  backend.linear(missing, backend.prepare(gather_columns(down, group.neurons), DType::f32), output);
-  parallel_for(tokens, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const float* from = output.row<float>(k);
-      float* to = z.row<float>(group.misses[static_cast<size_t>(k)]) + column;
-      for (int64_t i = 0; i < d; ++i) to[i] += from[i];
-    }
-  });
-}
-
 }  // namespace
 
 void compensate_mean(const DenseFfnTensors& dense, const LayerActivations& activations, const Tensor& masked,
@@ -143,7 +119,8 @@ void compensate_refit(const Backend& backend, const DenseFfnTensors& dense, cons
   // [m_t | r_t]: what runs, expert by expert and then the shared neurons, and what is missing.
   Tensor z(DType::f32, {activations.h.dim(0), groups.running() + d});
   write_running(activations.h, groups, z);
-  for (const NeuronGroup& group : groups.routed) add_missing(backend, activations.h, dense.down, group, groups.running(), z);
+  for (const NeuronGroup& group : groups.routed)
+    add_neurons_output(backend, activations.h, dense.down, group.neurons, group.misses, DType::f32, groups.running(), z);
 
   std::vector<UnknownsOfTokens> unknowns;
   std::vector<int32_t> neuron_of;

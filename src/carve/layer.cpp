@@ -94,11 +94,18 @@ Routing calibration_routing(const Backend& backend, const CarvedLayer& layer, co
   return select_experts(router, router_scores(backend, router, input));
 }
 
-void add_carved_output(const Backend& backend, const CarvedLayer& layer, const LayerActivations& activations,
+void add_carved_output(const Backend& backend, const CarvedLayer& layer, DType dtype, const LayerActivations& activations,
                        const Routing& routing, Tensor& x) {
-  const std::vector<int32_t> expert_of = expert_of_neuron(layer, layer.down.dim(1));
-  const Tensor masked = mask_activations(activations.h, expert_of, routing, static_cast<int64_t>(layer.experts.size()));
-  backend.linear(masked, backend.prepare(layer.down, DType::f32), x, /*accumulate=*/true);
+  if (!layer.shared.empty()) {
+    backend.linear(gather_columns(activations.h, layer.shared),
+                   backend.prepare(gather_columns(layer.down, layer.shared), dtype), x, /*accumulate=*/true);
+  }
+  std::vector<std::vector<int32_t>> tokens_of(layer.experts.size());
+  for (int64_t t = 0; t < routing.tokens(); ++t) {
+    for (int32_t e : routing.experts(t)) tokens_of[static_cast<size_t>(e)].push_back(static_cast<int32_t>(t));
+  }
+  for (size_t e = 0; e < layer.experts.size(); ++e)
+    add_neurons_output(backend, activations.h, layer.down, layer.experts[e], tokens_of[e], dtype, /*column=*/0, x);
   if (layer.compensation_bias.size() > 0) backend.add_bias(layer.compensation_bias, x);
   if (layer.expert_bias.size() == 0) return;
   for (int64_t t = 0; t < routing.tokens(); ++t) {

@@ -56,8 +56,9 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
 /// The routing of this rank's calibration tokens.
 Routing calibration_routing(const Backend& backend, const CarvedLayer& layer, const ExpertShape& shape, const Tensor& input);
 
-/// x += the carved layer's output on this rank's calibration tokens, from the activations at hand; x [T, d].
-void add_carved_output(const Backend& backend, const CarvedLayer& layer, const LayerActivations& activations,
+/// x += the carved layer's output on this rank's calibration tokens, from the activations at hand; x [T, d]. An expert works
+/// on the tokens that take it, its weights as `dtype`.
+void add_carved_output(const Backend& backend, const CarvedLayer& layer, DType dtype, const LayerActivations& activations,
                        const Routing& routing, Tensor& x);
 
 }  // namespace cmoe

@@ -104,7 +104,7 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
     for (int64_t tokens : summary.expert_loads.layers.back()) active_pairs += tokens;
     shared_neurons += static_cast<int64_t>(carved.shared.size());
     if (options.recipe.calibration == Calibration::carved) {
-      add_carved_output(*backend, carved, activations, routing, x);
+      add_carved_output(*backend, carved, options.dtype, activations, routing, x);
     } else {
       add_down(*backend, ffn, activations.h, x);
     }

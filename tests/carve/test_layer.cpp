@@ -93,7 +93,7 @@ TEST(CarveLayer, TheCarvedOutputIsThatOfTheDefinition) {
     const Routing routing = calibration_routing(*small.backend, layer, kShape, activations.input);
     Tensor x = random_tensor({small.tokens(), small.d}, 99);
     const Tensor before = x.clone();
-    add_carved_output(*small.backend, layer, activations, routing, x);
+    add_carved_output(*small.backend, layer, DType::f32, activations, routing, x);
     for (int64_t t = 0; t < small.tokens(); ++t) {
       for (int64_t row = 0; row < small.d; ++row) {
         double expected = before.row<float>(t)[row];
@@ -124,7 +124,7 @@ TEST(CarveLayer, EverySharedOrActiveIsTheDenseFfn) {
       Recipe recipe = recipe_by_name(name);
       const CarvedLayer layer = carve(small, recipe, shape, *alone);
       Tensor x = Tensor::zeros(DType::f32, dense.shape());
-      add_carved_output(*small.backend, layer, activations,
+      add_carved_output(*small.backend, layer, DType::f32, activations,
                         calibration_routing(*small.backend, layer, shape, activations.input), x);
       for (int64_t i = 0; i < x.size(); ++i)
         ASSERT_NEAR(x.data<float>()[i], dense.data<float>()[i], 1e-4) << name << " " << to_string(shape);
