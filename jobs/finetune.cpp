@@ -33,7 +33,7 @@ struct Job {
   std::vector<std::string> datasets, eval_datasets;
   std::string lora_targets = "q,k,v,o,gate,up,down", distill = "none", schedule = "cosine", balance = "sign";
   int64_t samples = 256, seq_len = 1024, seed = 0, batch_size = 2, rank = 8, expert_rank = 0, warmup_steps = 0;
-  int64_t save_every = 50, adapter_every = 0, eval_every = 0, eval_windows = 8, threshold_samples = 16;
+  int64_t save_every = 50, adapter_every = 0, eval_every = 0, eval_windows = 8, threshold_samples = 64;
   double alpha = 32, dropout = 0.1, lr = 5.95e-5, scale_lr = 1e-3, router_lr = 1e-3, weight_decay = 0, clip = 1;
   double nll_weight = 1, distill_weight = 1, temperature = 1, gamma = 1e-3, threshold_rate = 0.1, router_regression = 0;
   bool rslora = false, no_router_scale = false, train_router = false, recompute = false, documents = false, resume = false;
