@@ -25,8 +25,8 @@ constexpr char kOptions[] =
     "no-router-scale out out-dtype partition path perplexity placement plan-link profile prompt quiet rank-timeout recipe "
     "recompute redundant-experts refit-lambda representative resume router router-lambda router-lr router-regression "
     "rslora samples save-every scale-lr schedule score seed selector seq-len shard-mb stride system teacher teacher-rows "
-    "temperature text text-format threads threshold-rate threshold-samples tokenizer-pre top-k top-p trace train-router update-card "
-    "warmup-steps weight-decay window-offsets windows wire-dtype";
+    "temperature text text-format threads threshold-rate threshold-samples tokenizer-pre top-k top-p trace train-router "
+    "update-card warmup-steps weight-decay window-offsets windows wire-dtype";
 
 // Read by the program outside its options, by the demo and by the tests.
 constexpr char kOthers[] =

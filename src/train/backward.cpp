@@ -54,8 +54,8 @@ TeacherStates run_teacher(const Transformer& teacher, const Batch& batch, bool k
   return states;
 }
 
-// dx += factor (sum over rows of |x_t - teacher_t|^2 / |teacher_t|^2)'; returns that sum. Each token counts alike: the first of a
-// sequence, which models use as a place to attend to nothing, can be a thousand times as long as the others.
+// dx += factor (sum over rows of |x_t - teacher_t|^2 / |teacher_t|^2)'; returns that sum. Each token counts alike: the first of
+// a sequence, which models use as a place to attend to nothing, can be a thousand times as long as the others.
 double add_hidden_gradient(const Tensor& x, const Tensor& teacher, double factor, Tensor& dx) {
   const int64_t d = x.dim(1);
   double loss = 0;
