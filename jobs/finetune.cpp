@@ -286,7 +286,9 @@ int finetune(int argc, char** argv, Environment& environment) {
 
   if (job.resume && state.newest()) {
     state.load(trainer);
-    if (session.is_root()) log_info("resumed from step {} of {}", trainer.steps_done(), trainer.steps());
+    const bool done = trainer.steps_done() == trainer.steps();
+    if (session.is_root())
+      log_info("resumed from step {} of {}{}", trainer.steps_done(), trainer.steps(), done ? ": all trained before" : "");
   } else if (session.is_root()) {
     CMOE_CHECK(job.resume || !fs::exists(job.out) || fs::is_empty(job.out),
                "{}/: exists; pass --resume to go on, or name a new folder", job.out);
@@ -327,11 +329,13 @@ int finetune(int argc, char** argv, Environment& environment) {
     if (output) output->commit();
   };
   if (job.eval_every > 0 && trainer.steps_done() == 0) evaluate_now();
-  Progress progress("finetune", (trainer.steps() - trainer.steps_done()) * job.batch_size * job.seq_len, "tokens");
+  std::optional<Progress> progress;
+  if (trainer.steps_done() < trainer.steps())
+    progress.emplace("finetune", (trainer.steps() - trainer.steps_done()) * job.batch_size * job.seq_len, "tokens");
   while (trainer.steps_done() < trainer.steps()) {
     Timer timer;
     const StepReport report = trainer.step();
-    progress.advance(report.tokens);
+    progress->advance(report.tokens);
     if (session.is_root()) log->add(to_json(report, timer.seconds(), job));
     const bool last = report.step == trainer.steps();
     std::vector<int64_t> stop{stop_requested() ? 1 : 0};
@@ -351,7 +355,7 @@ int finetune(int argc, char** argv, Environment& environment) {
       if (evaluate) evaluate_now();
     });
   }
-  progress.finish();
+  if (progress) progress->finish();
   with_final_thresholds([&] {
     if (world.rank() < model.group_size()) write_adapter(model, job.model, job.dropout, job.out);
   });

@@ -20,7 +20,9 @@
 namespace cmoe {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 const std::string kFixtures = std::string(CMOE_SOURCE_DIR) + "/tests/model/fixtures/";
 
@@ -185,6 +187,17 @@ TEST_F(Finetune, StoredRowsOfTheTeacherChangeNothing) {
   stored[5] = "both";
   EXPECT_EQ(run(finetune("fourth", stored)), 2);
   EXPECT_THAT(messages(), HasSubstr("teacher-rows: kept for --distill logits alone; distill is 'both'"));
+}
+
+TEST_F(Finetune, AFinishedRunWritesItsAdapterAgain) {
+  const Words options{"--samples", "8", "--resume"};
+  expect_success(finetune("out", options));
+  const std::string adapter = read_bytes(folder_ / "out/adapter_model.safetensors");
+  for (const char* name : {"out/adapter_model.safetensors", "messages"}) std::filesystem::remove(folder_ / name);
+  expect_success(finetune("out", options));
+  EXPECT_EQ(read_bytes(folder_ / "out/adapter_model.safetensors"), adapter);
+  EXPECT_EQ(log_of("out").size(), 2u);
+  EXPECT_THAT(messages(), AllOf(HasSubstr("resumed from step 2 of 2: all trained before"), Not(HasSubstr(" tokens in "))));
 }
 
 TEST_F(Finetune, KeepsAdaptersOnTheWay) {
