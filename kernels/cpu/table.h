@@ -48,10 +48,19 @@ struct AttentionTile {
   float scale;
 };
 
+/// One way of making its products.
+struct Attention {
+  /// Online softmax over blocks of kKeyBlock keys at absolute positions: a row's result depends on its own query and keys
+  /// alone, to the bit. `scratch` holds scratch() floats, 64-byte aligned.
+  void (*run)(const AttentionTile& tile, float* scratch);
+  int64_t (*scratch)(int64_t rows, int64_t head_dim);
+};
+
 struct Table {
   const char* name;
   Gemm f32, bf16;
   F64 f64;
+  Attention attention;  ///< in f32
 
   /// Packs rows [0, n) (n <= kPanel) of W [n, k], row stride k, as one panel.
   void (*pack_panel_f32)(const float* w, int64_t n, int64_t k, float* panel);
@@ -73,11 +82,6 @@ struct Table {
   void (*pack_listed_panels)(const float* z, int64_t ldz, const int32_t* rows, int64_t t, int64_t columns, float* panels);
   /// sum[c] += x[r, c] and square[c] += x[r, c]^2, in f64, rows in order.
   void (*add_column_moments)(const float* x, int64_t ldx, int64_t rows, int64_t columns, double* sum, double* square);
-
-  /// Online softmax over blocks of kKeyBlock keys at absolute positions: a row's result depends on its own query and keys
-  /// alone, to the bit. `scratch` holds attention_scratch() floats, 64-byte aligned.
-  void (*attention)(const AttentionTile& tile, float* scratch);
-  int64_t (*attention_scratch)(int64_t rows, int64_t head_dim);
 
   /// y = x * (1 / sqrt(mean(x^2) + epsilon)) * weight; one row of n.
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float epsilon, float* y);
@@ -130,6 +134,8 @@ const Table& table_avx2();
 const Table& table_avx512();
 /// bf16 products by vdpbf16ps; x is rounded to bf16.
 const Gemm& gemm_avx512_bf16();
+/// Attention that rounds queries, keys, values and weights to bf16; sums and softmax are f32.
+const Attention& attention_avx512_bf16();
 #endif
 
 }  // namespace cmoe::kernels

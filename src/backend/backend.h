@@ -88,9 +88,10 @@ class Backend {
 
   /// Appends this step's keys and values (k, v [T, kv_heads * head_dim]) to the spans' caches, then causal attention with
   /// scale 1 / sqrt(head_dim): out [T, heads * head_dim]. heads = q columns / head_dim is a multiple of kv_heads.
+  /// @param dtype  f32, or bf16: then q, k, v and the softmax's weights may be rounded to bf16 for the products; sums are f32.
   /// @param log_sum  [T, heads], or null: log of the sum of exp(scale q . k) over the keys that a query sees.
   virtual void attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
-                         int64_t head_dim, Tensor& out, Tensor* log_sum = nullptr) const = 0;
+                         int64_t head_dim, DType dtype, Tensor& out, Tensor* log_sum = nullptr) const = 0;
 
   /// h = silu(gate) * up, elementwise; h may be gate or up.
   virtual void swiglu(const Tensor& gate, const Tensor& up, Tensor& h) const = 0;

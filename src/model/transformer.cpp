@@ -79,7 +79,7 @@ void Transformer::add_attention(int64_t layer, const Batch& batch, Tensor& x) co
   backend_->linear(a, w.v, v);
   backend_->rope(q, config_.head_dim, batch.positions(), rope_cos_, rope_sin_);
   backend_->rope(k, config_.head_dim, batch.positions(), rope_cos_, rope_sin_);
-  backend_->attention(q, k, v, batch.spans(layer), config_.head_dim, out);
+  backend_->attention(q, k, v, batch.spans(layer), config_.head_dim, dtype_, out);
   backend_->linear(out, w.o, x, /*accumulate=*/true);
 }
 

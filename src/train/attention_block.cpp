@@ -39,7 +39,8 @@ void AttentionBlock::forward(const SequencePass& pass, const Segments& segments,
   backend.rope(saved.key, head_dim, segments.positions, *rope_cos, *rope_sin);
   Tensor cache;
   saved.log_sum = Tensor(DType::f32, {rows, q_size / head_dim});
-  backend.attention(saved.query, saved.key, saved.value, spans_of(segments, kv_size, &cache), head_dim, saved.out,
+  // In f32 whatever the weights are: backward makes the same products again in f32.
+  backend.attention(saved.query, saved.key, saved.value, spans_of(segments, kv_size, &cache), head_dim, DType::f32, saved.out,
                     &saved.log_sum);
   lora_forward(pass, saved.out, {}, {{o, x, saved.o}}, /*accumulate=*/true);
 }

@@ -35,7 +35,7 @@ struct Sequence {
         head_dim(head_dim_) {}
 
   /// The sequence in chunks of the given sizes (the last repeats), through one cache.
-  Tensor run(const Backend& backend, std::vector<int64_t> chunks) const {
+  Tensor run(const Backend& backend, std::vector<int64_t> chunks, DType dtype) const {
     const int64_t tokens = q.dim(0);
     Cache cache(kv_heads, tokens + 3, head_dim);
     Tensor out(DType::f32, q.shape());
@@ -45,41 +45,63 @@ struct Sequence {
       const AttentionSpan span = cache.span(0, rows, past);
       Tensor part = out.rows(past, past + rows);
       backend.attention(q.rows(past, past + rows), k.rows(past, past + rows), v.rows(past, past + rows), {&span, 1}, head_dim,
-                        part);
+                        dtype, part);
       past += rows;
     }
     return out;
+  }
+
+  /// The sequence in numbers that bf16 holds: products of bf16 are exact, of its roundings only that of the weights is left.
+  Sequence rounded() const {
+    Sequence s = *this;
+    for (Tensor* x : {&s.q, &s.k, &s.v}) {
+      *x = x->clone();
+      for (float& value : x->span<float>()) value = to_f32(to_bf16(value));
+    }
+    return s;
   }
 
   Tensor q, k, v;
   int64_t kv_heads, head_dim;
 };
 
+// Calls body with every set of kernels, and f32 or bf16 products.
+void on_each_kernel(const std::function<void(const Backend&, DType)>& body) {
+  on_each_isa([&](const Backend& backend, CpuIsa) {
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(name_of(dtype));
+      body(backend, dtype);
+    }
+  });
+}
+
 TEST(Attention, MatchesTheFormula) {
-  on_each_isa([](const Backend& backend, CpuIsa) {
+  on_each_kernel([](const Backend& backend, DType dtype) {
     struct Case {
       int64_t tokens, heads, kv_heads, head_dim;
     };
     for (const Case& c : {Case{1, 1, 1, 1}, Case{2, 4, 2, 6}, Case{3, 3, 1, 17}, Case{63, 2, 2, 32}, Case{65, 9, 3, 64},
                           Case{130, 8, 1, 16}, Case{150, 3, 3, 80}, Case{200, 2, 1, 128}}) {
-      const Sequence s(c.tokens, c.heads, c.kv_heads, c.head_dim, 7);
-      // Weights sum to 1, so outputs are near 1; scores and exp round a few times at 6e-8.
-      EXPECT_TRUE(close(s.run(backend, {c.tokens}), oracle::attention(s.q, s.k, s.v, c.head_dim), 3e-6, 0))
+      const Sequence any(c.tokens, c.heads, c.kv_heads, c.head_dim, 7), s = dtype == DType::bf16 ? any.rounded() : any;
+      // Weights sum to 1, so outputs are near 1; scores and exp round a few times at 6e-8, bf16 weights and, where the scale is
+      // no power of 2, queries at 2e-3.
+      EXPECT_TRUE(close(s.run(backend, {c.tokens}, dtype), oracle::attention(s.q, s.k, s.v, c.head_dim),
+                        dtype == DType::f32 ? 3e-6 : 8e-3, 0))
           << c.tokens << " tokens, " << c.heads << "/" << c.kv_heads << " heads of " << c.head_dim;
     }
   });
 }
 
 TEST(Attention, DoesNotDependOnChunksOrThreads) {
-  on_each_isa([](const Backend& backend, CpuIsa) {
+  on_each_kernel([](const Backend& backend, DType dtype) {
     for (int64_t heads : {2, 6}) {
       const Sequence s(230, heads, 2, 64, 11);
-      const Tensor whole = s.run(backend, {230});
+      const Tensor whole = s.run(backend, {230}, dtype);
       for (int threads : {1, 2, 3}) {
         Threads guard(threads);
         for (const std::vector<int64_t>& chunks :
              {std::vector<int64_t>{230}, {1}, {64}, {100, 1}, {63, 2, 130}, {5, 17}, {229, 1}}) {
-          EXPECT_TRUE(same_bits(s.run(backend, chunks), whole))
+          EXPECT_TRUE(same_bits(s.run(backend, chunks, dtype), whole))
               << "chunks of " << chunks.front() << ", " << threads << " threads";
         }
       }
@@ -88,7 +110,7 @@ TEST(Attention, DoesNotDependOnChunksOrThreads) {
 }
 
 TEST(Attention, KeepsSequencesOfARaggedBatchApart) {
-  on_each_isa([](const Backend& backend, CpuIsa) {
+  on_each_kernel([](const Backend& backend, DType dtype) {
     Threads guard(2);
     const std::vector<int64_t> lengths{5, 0, 70, 1};
     std::vector<Sequence> sequences;
@@ -107,22 +129,22 @@ TEST(Attention, KeepsSequencesOfARaggedBatchApart) {
         if (lengths[i] > 0) std::memcpy(to->row<float>(spans[i].row_begin), from->raw(), static_cast<size_t>(from->bytes()));
       }
     }
-    backend.attention(q, k, v, spans, 32, out);
+    backend.attention(q, k, v, spans, 32, dtype, out);
     for (size_t i = 0; i < lengths.size(); ++i) {
-      const Tensor alone = sequences[i].run(backend, {100});
+      const Tensor alone = sequences[i].run(backend, {100}, dtype);
       EXPECT_TRUE(same_bits(out.rows(spans[i].row_begin, spans[i].row_begin + lengths[i]), alone)) << "sequence " << i;
     }
   });
 }
 
 TEST(Attention, ALaterTokenCannotReachAnEarlierOneEvenAsNotANumber) {
-  on_each_isa([](const Backend& backend, CpuIsa) {
+  on_each_kernel([](const Backend& backend, DType dtype) {
     Sequence s(90, 4, 2, 32, 5);
-    const Tensor before = s.run(backend, {90});
+    const Tensor before = s.run(backend, {90}, dtype);
     for (float odd : {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
       s.k.row<float>(71)[3] = odd;
       s.v.row<float>(71)[40] = odd;
-      const Tensor after = s.run(backend, {90});
+      const Tensor after = s.run(backend, {90}, dtype);
       EXPECT_TRUE(same_bits(after.rows(0, 71), before.rows(0, 71)));
       for (int64_t t = 71; t < 90; ++t) {
         EXPECT_FALSE(std::isfinite(after.row<float>(t)[3 * 32 + 8]));  // the value, seen by heads 2 and 3
@@ -134,12 +156,13 @@ TEST(Attention, ALaterTokenCannotReachAnEarlierOneEvenAsNotANumber) {
 }
 
 TEST(Attention, SurvivesScoresFarApart) {
-  on_each_isa([](const Backend& backend, CpuIsa) {
+  on_each_kernel([](const Backend& backend, DType dtype) {
     Sequence s(140, 2, 1, 16, 9);
     for (float& x : s.q.span<float>()) x *= 40.0f;
     for (float& x : s.k.span<float>()) x *= 40.0f;
+    if (dtype == DType::bf16) s = s.rounded();
     // Scores reach thousands: their f32 rounding alone (1e-4) passes through exp.
-    EXPECT_TRUE(close(s.run(backend, {140}), oracle::attention(s.q, s.k, s.v, 16), 5e-3, 0));
+    EXPECT_TRUE(close(s.run(backend, {140}, dtype), oracle::attention(s.q, s.k, s.v, 16), 5e-3, 0));
   });
 }
 
@@ -148,7 +171,7 @@ TEST(Attention, RefusesWrongShapes) {
   Cache cache(2, 8, 4);
   Tensor out(DType::f32, {3, 16});
   const auto run = [&](const Tensor& q, const Tensor& k, AttentionSpan span, int64_t head_dim) {
-    return message_of([&] { backend->attention(q, k, k, {&span, 1}, head_dim, out); });
+    return message_of([&] { backend->attention(q, k, k, {&span, 1}, head_dim, DType::f32, out); });
   };
   EXPECT_THAT(run(random({3, 16}, 1), random({2, 8}, 1), cache.span(0, 3, 0), 4), HasSubstr("attention: k is f32 [2, 8]"));
   EXPECT_THAT(run(random({3, 16}, 1), random({3, 8}, 1), cache.span(0, 3, 0), 5), HasSubstr("multiples of head_dim 5"));

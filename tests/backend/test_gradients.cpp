@@ -163,7 +163,7 @@ AttentionGradients attention_gradients(const Backend& backend, const AttentionSh
   }
   Tensor out(DType::f32, q.shape());
   Tensor log_sum(DType::f32, {q.dim(0), shape.heads});
-  backend.attention(q, k, v, spans, shape.head_dim, out, &log_sum);
+  backend.attention(q, k, v, spans, shape.head_dim, DType::f32, out, &log_sum);
   AttentionGradients g{Tensor(DType::f32, q.shape()), Tensor(DType::f32, k.shape()), Tensor(DType::f32, v.shape())};
   backend.attention_backward(q, k, v, out, log_sum, dout, spans, shape.head_dim, g.dq, g.dk, g.dv);
   return g;

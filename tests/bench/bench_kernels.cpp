@@ -37,6 +37,11 @@ const bench::Peaks& peaks(int threads) {
   return found->second;
 }
 
+// GFLOP/s of products with weights of that type.
+double product_peak(const bench::Peaks& limit, DType dtype) {
+  return dtype == DType::bf16 && limit.bf16_gflops > 0 ? limit.bf16_gflops : limit.f32_gflops;
+}
+
 Tensor random(Shape shape, uint32_t seed = 1) {
   Tensor tensor(DType::f32, std::move(shape));
   std::minstd_rand engine(seed);
@@ -131,7 +136,7 @@ void linear(benchmark::State& state, DType dtype) {
   const bench::Peaks& limit = peaks(threads);
   const double gflops = flop / time * 1e-9, gbs = static_cast<double>(bytes) / time * 1e-9;
   state.counters["GFLOP/s"] = gflops;
-  const double compute = dtype == DType::bf16 && limit.bf16_gflops > 0 ? limit.bf16_gflops : limit.f32_gflops;
+  const double compute = product_peak(limit, dtype);
   if (m <= 16) {
     state.counters["GB/s"] = gbs;
     state.counters["of_read"] = gbs / limit.read_gbs;
@@ -162,7 +167,7 @@ void gram(benchmark::State& state) {
 }
 
 // One layer's attention of a model with 9 query heads, 3 key-value heads of 64.
-void attention(benchmark::State& state) {
+void attention(benchmark::State& state, DType dtype) {
   const int64_t rows = state.range(0), past = state.range(1), heads = 9, kv_heads = 3, d = 64;
   const int threads = static_cast<int>(state.range(2));
   set_num_threads(threads);
@@ -175,7 +180,7 @@ void attention(benchmark::State& state) {
   const auto run = [&] {
     for (int64_t i = 0; i < copies; ++i) {
       const AttentionSpan span{0, rows, past, key.row<float>(i), value.row<float>(i), capacity};
-      backend().attention(q, k, v, {&span, 1}, d, out);
+      backend().attention(q, k, v, {&span, 1}, d, dtype, out);
     }
   };
   run();
@@ -189,7 +194,7 @@ void attention(benchmark::State& state) {
     state.counters["GB/s"] = gbs;
     state.counters["of_read"] = gbs / peaks(threads).read_gbs;
   } else {
-    state.counters["of_peak"] = pairs * heads * 4 * d / time * 1e-9 / peaks(threads).f32_gflops;
+    state.counters["of_peak"] = pairs * heads * 4 * d / time * 1e-9 / product_peak(peaks(threads), dtype);
   }
   set_num_threads(1);
 }
@@ -240,7 +245,14 @@ BENCHMARK(gram)
     ->UseManualTime()
     ->MinTime(0.3)
     ->Unit(benchmark::kMicrosecond);
-BENCHMARK(attention)
+BENCHMARK_CAPTURE(attention, f32, DType::f32)
+    ->ArgNames({"rows", "past", "threads"})
+    ->ArgsProduct({{2048, 512}, {0}, {1, 2}})
+    ->ArgsProduct({{1}, {511, 2047}, {1, 2}})
+    ->UseManualTime()
+    ->MinTime(0.3)
+    ->Unit(benchmark::kMicrosecond);
+BENCHMARK_CAPTURE(attention, bf16, DType::bf16)
     ->ArgNames({"rows", "past", "threads"})
     ->ArgsProduct({{2048, 512}, {0}, {1, 2}})
     ->ArgsProduct({{1}, {511, 2047}, {1, 2}})

@@ -8,6 +8,7 @@ namespace cmoe::kernels::CMOE_ISA {
 Gemm gemm_f32();
 Gemm gemm_bf16();
 F64 f64();
+Attention attention();
 void pack_panel_f32(const float* w, int64_t n, int64_t k, float* panel);
 void pack_panel_bf16(const uint16_t* w, int64_t n, int64_t k, uint16_t* panel);
 void transpose_panel_bf16(const uint16_t* panel, int64_t k, uint16_t* transposed);
@@ -18,9 +19,6 @@ void pack_listed_tiles(const float* z, int64_t ldz, int64_t readable, const int3
                        int64_t height, int64_t stride, float* packed);
 void pack_listed_panels(const float* z, int64_t ldz, const int32_t* rows, int64_t t, int64_t columns, float* panels);
 void add_column_moments(const float* x, int64_t ldx, int64_t rows, int64_t columns, double* sum, double* square);
-
-void attention(const AttentionTile& tile, float* scratch);
-int64_t attention_scratch(int64_t rows, int64_t head_dim);
 
 void rms_norm(const float* x, const float* weight, int64_t n, float epsilon, float* y);
 void rope(float* x, const float* cos, const float* sin, int64_t half);

@@ -59,6 +59,18 @@ CMOE_INLINE Vec scale(Vec p, Vec n) {
 }
 #endif
 
+/// Whether a > b in any lane; NaN never is.
+CMOE_INLINE bool any_greater(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0;
+#else
+  const IntVec greater = a > b;
+  return (greater[0] | greater[1] | greater[2] | greater[3]) != 0;
+#endif
+}
+
 CMOE_INLINE IntVec broadcast_bits(int32_t x) { return IntVec{} + x; }
 CMOE_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 

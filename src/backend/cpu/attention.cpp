@@ -34,7 +34,7 @@ void append(const Tensor& from, float* AttentionSpan::*cache, std::span<const At
 }  // namespace
 
 void CpuBackend::attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans,
-                           int64_t head_dim, Tensor& out, Tensor* log_sum) const {
+                           int64_t head_dim, DType dtype, Tensor& out, Tensor* log_sum) const {
   check_matrix("attention", "q", q, -1, -1);
   const int64_t rows = q.dim(0);
   check_matrix("attention", "k", k, rows, -1);
@@ -70,7 +70,8 @@ void CpuBackend::attention(const Tensor& q, const Tensor& k, const Tensor& v, st
   std::stable_sort(pieces.begin(), pieces.end(), [&](const Piece& a, const Piece& b) { return cost(a) > cost(b); });
 
   const float scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)));
-  const int64_t scratch_bytes = table_.attention_scratch(most * group, head_dim) * static_cast<int64_t>(sizeof(float));
+  const kernels::Attention& kernel = dtype == DType::bf16 ? bf16_attention_ : table_.attention;
+  const int64_t scratch_bytes = kernel.scratch(most * group, head_dim) * static_cast<int64_t>(sizeof(float));
   parallel_for(static_cast<int64_t>(pieces.size()), 1, [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;
     auto* memory = reinterpret_cast<float*>(scratch.resize(scratch_bytes));
@@ -78,20 +79,20 @@ void CpuBackend::attention(const Tensor& q, const Tensor& k, const Tensor& v, st
       const Piece& piece = pieces[static_cast<size_t>(i)];
       const AttentionSpan& span = *piece.span;
       const int64_t row = span.row_begin + piece.token, column = piece.kv_head * group * head_dim;
-      table_.attention({.q = q.row<float>(row) + column,
-                        .q_stride = q.dim(1),
-                        .tokens = piece.tokens,
-                        .position = span.past + piece.token,
-                        .group = group,
-                        .head_dim = head_dim,
-                        .key = span.key + piece.kv_head * span.capacity * head_dim,
-                        .value = span.value + piece.kv_head * span.capacity * head_dim,
-                        .out = out.row<float>(row) + column,
-                        .out_stride = out.dim(1),
-                        .log_sum = log_sum ? log_sum->row<float>(row) + piece.kv_head * group : nullptr,
-                        .log_sum_stride = heads,
-                        .scale = scale},
-                       memory);
+      kernel.run({.q = q.row<float>(row) + column,
+                  .q_stride = q.dim(1),
+                  .tokens = piece.tokens,
+                  .position = span.past + piece.token,
+                  .group = group,
+                  .head_dim = head_dim,
+                  .key = span.key + piece.kv_head * span.capacity * head_dim,
+                  .value = span.value + piece.kv_head * span.capacity * head_dim,
+                  .out = out.row<float>(row) + column,
+                  .out_stride = out.dim(1),
+                  .log_sum = log_sum ? log_sum->row<float>(row) + piece.kv_head * group : nullptr,
+                  .log_sum_stride = heads,
+                  .scale = scale},
+                 memory);
     }
   });
 }

@@ -135,16 +135,18 @@ namespace cmoe {
 std::unique_ptr<Backend> make_cpu_backend(CpuIsa cap) {
   const CpuIsa isa = std::min(cap, cpu_isa());
   const kernels::Table* table = &kernels::table_generic();
-  const kernels::Gemm* dots = nullptr;
+  const kernels::Gemm* gemm = nullptr;
+  const kernels::Attention* attention = nullptr;
 #ifdef CMOE_X86
   if (isa >= CpuIsa::avx512) {
     table = &kernels::table_avx512();
   } else if (isa >= CpuIsa::avx2) {
     table = &kernels::table_avx2();
   }
-  if (isa == CpuIsa::avx512_bf16) dots = &kernels::gemm_avx512_bf16();
+  if (isa == CpuIsa::avx512_bf16) gemm = &kernels::gemm_avx512_bf16();
+  if (isa >= CpuIsa::avx512_bf16) attention = &kernels::attention_avx512_bf16();
 #endif
-  return std::make_unique<cpu::CpuBackend>(isa, *table, dots ? *dots : table->bf16);
+  return std::make_unique<cpu::CpuBackend>(isa, *table, gemm ? *gemm : table->bf16, attention ? *attention : table->attention);
 }
 
 }  // namespace cmoe

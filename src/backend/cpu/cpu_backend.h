@@ -12,7 +12,8 @@ struct NarrowWeight;
 /// Checks shapes, splits work over threads, calls the kernels of one instruction set.
 class CpuBackend : public Backend {
  public:
-  CpuBackend(CpuIsa isa, const kernels::Table& table, const kernels::Gemm& bf16) : isa_(isa), table_(table), bf16_(bf16) {}
+  CpuBackend(CpuIsa isa, const kernels::Table& table, const kernels::Gemm& bf16, const kernels::Attention& bf16_attention)
+      : isa_(isa), table_(table), bf16_(bf16), bf16_attention_(bf16_attention) {}
 
   std::string description() const override;
   Weight prepare(const Tensor& weight, DType dtype) const override;
@@ -27,7 +28,7 @@ class CpuBackend : public Backend {
   void rope(Tensor& x, int64_t head_dim, std::span<const int32_t> positions, const Tensor& cos,
             const Tensor& sin) const override;
   void attention(const Tensor& q, const Tensor& k, const Tensor& v, std::span<const AttentionSpan> spans, int64_t head_dim,
-                 Tensor& out, Tensor* log_sum) const override;
+                 DType dtype, Tensor& out, Tensor* log_sum) const override;
   void swiglu(const Tensor& gate, const Tensor& up, Tensor& h) const override;
   void add(const Tensor& x, Tensor& y) const override;
   void add_bias(const Tensor& bias, Tensor& y) const override;
@@ -56,6 +57,7 @@ class CpuBackend : public Backend {
   CpuIsa isa_;
   const kernels::Table& table_;
   const kernels::Gemm& bf16_;
+  const kernels::Attention& bf16_attention_;
 };
 
 /// 64-byte aligned memory that grows and stays: scratch of one thread, valid until its next resize.
