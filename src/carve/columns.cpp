@@ -1,5 +1,7 @@
 #include "carve/columns.h"
 
+#include <algorithm>
+
 #include "base/parallel.h"
 
 namespace cmoe {
@@ -25,26 +27,37 @@ Tensor gather_matrix_rows(const Tensor& matrix, std::span<const int32_t> index) 
   return result;
 }
 
-void add_neurons_output(const Backend& backend, const Tensor& h, const Tensor& down, std::span<const int32_t> neurons,
-                        std::span<const int32_t> tokens, DType dtype, int64_t column, Tensor& y) {
-  const auto rows = static_cast<int64_t>(tokens.size()), count = static_cast<int64_t>(neurons.size()), d = down.dim(0);
+Weight prepare_neurons(const Backend& backend, const Tensor& down, std::span<const int32_t> neurons, DType dtype) {
+  return backend.prepare(gather_columns(down, neurons), dtype);
+}
+
+void add_neurons_output(const Backend& backend, const Tensor& h, const Weight& down, std::span<const int32_t> neurons,
+                        std::span<const int32_t> tokens, int64_t column, Tensor& y) {
+  constexpr int64_t kBlock = 512;  // tokens whose activations and outputs stay in a cache meanwhile
+  const auto rows = static_cast<int64_t>(tokens.size()), count = static_cast<int64_t>(neurons.size()), d = down.out_features();
   if (rows == 0 || count == 0) return;
-  Tensor part(DType::f32, {rows, count}), output(DType::f32, {rows, d});
-  parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const float* from = h.row<float>(tokens[static_cast<size_t>(k)]);
-      float* to = part.row<float>(k);
-      for (int64_t i = 0; i < count; ++i) to[i] = from[neurons[static_cast<size_t>(i)]];
-    }
-  });
-  backend.linear(part, backend.prepare(gather_columns(down, neurons), dtype), output);
-  parallel_for(rows, 64, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) {
-      const float* from = output.row<float>(k);
-      float* to = y.row<float>(tokens[static_cast<size_t>(k)]) + column;
-      for (int64_t i = 0; i < d; ++i) to[i] += from[i];
-    }
-  });
+  Tensor activations(DType::f32, {std::min(rows, kBlock), count}), outputs(DType::f32, {std::min(rows, kBlock), d});
+  for (int64_t first = 0; first < rows; first += kBlock) {
+    const std::span<const int32_t> block =
+        tokens.subspan(static_cast<size_t>(first)).first(std::min<size_t>(kBlock, rows - first));
+    const auto size = static_cast<int64_t>(block.size());
+    Tensor part = activations.rows(0, size), output = outputs.rows(0, size);
+    parallel_for(size, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const float* from = h.row<float>(block[static_cast<size_t>(k)]);
+        float* to = part.row<float>(k);
+        for (int64_t i = 0; i < count; ++i) to[i] = from[neurons[static_cast<size_t>(i)]];
+      }
+    });
+    backend.linear(part, down, output);
+    parallel_for(size, 64, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const float* from = output.row<float>(k);
+        float* to = y.row<float>(block[static_cast<size_t>(k)]) + column;
+        for (int64_t i = 0; i < d; ++i) to[i] += from[i];
+      }
+    });
+  }
 }
 
 std::vector<double> column_squared_norms(const Tensor& weight) {

@@ -13,11 +13,13 @@ Tensor gather_columns(const Tensor& matrix, std::span<const int32_t> index);
 /// Rows `index` of a [n, d] f32 matrix: [index.size(), d].
 Tensor gather_matrix_rows(const Tensor& matrix, std::span<const int32_t> index);
 
+/// W_d [d, f] f32 of some neurons alone, packed for add_neurons_output(). @param dtype  that multiplies: f32 or bf16.
+Weight prepare_neurons(const Backend& backend, const Tensor& down, std::span<const int32_t> neurons, DType dtype);
+
 /// y[t, column ... column + d] += W_d h_t over `neurons` alone, for the rows t in `tokens`, which are ascending.
-/// @param h  [T, f] activations. @param down  W_d [d, f] f32. @param dtype  of the weights that multiply. @param y  [T, >=
-/// column + d].
-void add_neurons_output(const Backend& backend, const Tensor& h, const Tensor& down, std::span<const int32_t> neurons,
-                        std::span<const int32_t> tokens, DType dtype, int64_t column, Tensor& y);
+/// @param h  [T, f] activations. @param down  prepare_neurons(). @param y  [T, >= column + d].
+void add_neurons_output(const Backend& backend, const Tensor& h, const Weight& down, std::span<const int32_t> neurons,
+                        std::span<const int32_t> tokens, int64_t column, Tensor& y);
 
 /// Squared length of every column of W [d, f], f64: |w_d,i|^2 of a down-projection.
 std::vector<double> column_squared_norms(const Tensor& weight);

@@ -119,8 +119,10 @@ void compensate_refit(const Backend& backend, const DenseFfnTensors& dense, cons
   // [m_t | r_t]: what runs, expert by expert and then the shared neurons, and what is missing.
   Tensor z(DType::f32, {activations.h.dim(0), groups.running() + d});
   write_running(activations.h, groups, z);
-  for (const NeuronGroup& group : groups.routed)
-    add_neurons_output(backend, activations.h, dense.down, group.neurons, group.misses, DType::f32, groups.running(), z);
+  for (const NeuronGroup& group : groups.routed) {
+    const Weight down = prepare_neurons(backend, dense.down, group.neurons, DType::f32);
+    add_neurons_output(backend, activations.h, down, group.neurons, group.misses, groups.running(), z);
+  }
 
   std::vector<UnknownsOfTokens> unknowns;
   std::vector<int32_t> neuron_of;

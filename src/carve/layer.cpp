@@ -96,16 +96,24 @@ Routing calibration_routing(const Backend& backend, const CarvedLayer& layer, co
 
 void add_carved_output(const Backend& backend, const CarvedLayer& layer, DType dtype, const LayerActivations& activations,
                        const Routing& routing, Tensor& x) {
-  if (!layer.shared.empty()) {
-    backend.linear(gather_columns(activations.h, layer.shared),
-                   backend.prepare(gather_columns(layer.down, layer.shared), dtype), x, /*accumulate=*/true);
+  Weight shared;
+  if (!layer.shared.empty()) shared = prepare_neurons(backend, layer.down, layer.shared, dtype);
+  std::vector<Weight> experts;
+  for (const std::vector<int32_t>& neurons : layer.experts)
+    experts.push_back(prepare_neurons(backend, layer.down, neurons, dtype));
+  constexpr int64_t kBlock = 1024;  // tokens whose activations stay in a cache from expert to expert
+  for (int64_t begin = 0; begin < x.dim(0); begin += kBlock) {
+    const int64_t end = std::min(begin + kBlock, x.dim(0));
+    const Tensor h = activations.h.rows(begin, end);
+    Tensor output = x.rows(begin, end);
+    if (!layer.shared.empty()) backend.linear(gather_columns(h, layer.shared), shared, output, /*accumulate=*/true);
+    std::vector<std::vector<int32_t>> tokens_of(layer.experts.size());
+    for (int64_t t = begin; t < end; ++t) {
+      for (int32_t e : routing.experts(t)) tokens_of[static_cast<size_t>(e)].push_back(static_cast<int32_t>(t - begin));
+    }
+    for (size_t e = 0; e < experts.size(); ++e)
+      add_neurons_output(backend, h, experts[e], layer.experts[e], tokens_of[e], /*column=*/0, output);
   }
-  std::vector<std::vector<int32_t>> tokens_of(layer.experts.size());
-  for (int64_t t = 0; t < routing.tokens(); ++t) {
-    for (int32_t e : routing.experts(t)) tokens_of[static_cast<size_t>(e)].push_back(static_cast<int32_t>(t));
-  }
-  for (size_t e = 0; e < layer.experts.size(); ++e)
-    add_neurons_output(backend, activations.h, layer.down, layer.experts[e], tokens_of[e], dtype, /*column=*/0, x);
   if (layer.compensation_bias.size() > 0) backend.add_bias(layer.compensation_bias, x);
   if (layer.expert_bias.size() == 0) return;
   for (int64_t t = 0; t < routing.tokens(); ++t) {

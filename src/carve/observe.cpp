@@ -60,7 +60,7 @@ ObservedFfn::ObservedFfn(const Backend& backend, const DenseFfnTensors& dense, D
 FfnActivations observe_ffn(const Backend& backend, const ObservedFfn& ffn, const Tensor& input, int64_t k_act,
                            std::span<const Marker> markers) {
   const int64_t tokens = input.dim(0), f = ffn.ffn.neurons();
-  constexpr int64_t kBlock = 1024;  // tokens whose gate and up are held beside h
+  constexpr int64_t kBlock = 256;  // tokens whose gate and up are held beside h, in a cache
   const auto wants = [&](Marker marker) { return std::find(markers.begin(), markers.end(), marker) != markers.end(); };
   FfnActivations result{.h = Tensor(DType::f32, {tokens, f})};
   if (wants(Marker::raw)) result.raw_markers.resize(static_cast<size_t>(tokens * k_act));

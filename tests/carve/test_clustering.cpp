@@ -41,7 +41,7 @@ class PlainBackend : public Backend {
   void rope(Tensor&, int64_t, std::span<const int32_t>, const Tensor&, const Tensor&) const override {
     fail_internal("PlainBackend: a^T b alone");
   }
-  void attention(const Tensor&, const Tensor&, const Tensor&, std::span<const AttentionSpan>, int64_t, Tensor&,
+  void attention(const Tensor&, const Tensor&, const Tensor&, std::span<const AttentionSpan>, int64_t, DType, Tensor&,
                  Tensor*) const override {
     fail_internal("PlainBackend: a^T b alone");
   }
