@@ -1,6 +1,5 @@
 // cmoe finetune: heal a carved model (or tune a dense one) with LoRA adapters, its router included.
 
-#include <cstdio>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
@@ -11,14 +10,13 @@
 #include "base/log.h"
 #include "base/output_directory.h"
 #include "base/progress.h"
-#include "base/read_file.h"
 #include "base/timer.h"
 #include "data/load_tokenizer.h"
 #include "data/windows.h"
 #include "jobs/expert_options.h"
 #include "jobs/jobs.h"
-#include "jobs/loss_plot.h"
 #include "jobs/session.h"
+#include "jobs/step_log.h"
 #include "model/fingerprint.h"
 #include "train/adapter_files.h"
 #include "train/training_state.h"
@@ -167,65 +165,120 @@ std::string identity_of(const Options& options, const Checkpoint& checkpoint) {
   return identity;
 }
 
-// The log as one JSON object a step; rank 0 writes.
-class StepLog {
+// The steps of a training and what is written on the way.
+class Run {
  public:
-  StepLog(const std::string& folder, int64_t steps_done) : path_(folder + "/log.jsonl") {
-    std::string kept;  // what a resumed run had logged beyond its saved state happens again
-    if (steps_done > 0 && fs::exists(path_)) {
-      std::istringstream lines(read_file(path_));
-      for (std::string line; std::getline(lines, line);) {
-        const nlohmann::json json = nlohmann::json::parse(line, nullptr, false);
-        if (json.is_object() && json.value("step", int64_t{0}) <= steps_done) kept += line + "\n";
-      }
-    }
-    write_file_atomically(path_, kept);
-  }
+  Run(const Job& job, Session& session, TrainedModel& model, Trainer& trainer, TrainingState& state,
+      std::span<const TrainingSequence> sequences, std::span<const TrainingSequence> held_out, std::optional<StepLog>& log)
+      : job_(job),
+        session_(session),
+        world_(session.world()),
+        model_(model),
+        trainer_(trainer),
+        state_(state),
+        calibration_(sequences.first(std::min(sequences.size(), static_cast<size_t>(job.threshold_samples)))),
+        held_out_(held_out),
+        log_(log),
+        saved_(trainer.steps_done()) {}
 
-  void add(const nlohmann::ordered_json& line) {
-    std::FILE* file = std::fopen(path_.c_str(), "a");
-    if (!file) fail_with_errno(path_, "open for appending", errno);
-    const std::string text = line.dump() + "\n";
-    const bool written = std::fwrite(text.data(), 1, text.size(), file) == text.size();
-    const bool closed = std::fclose(file) == 0;
-    if (!written || !closed) fail_with_errno(path_, "append a line", errno);
-  }
-
-  // All lines as a picture.
-  std::string plot() const {
-    std::vector<std::pair<double, double>> steps, held_out;
-    std::istringstream lines(read_file(path_));
-    for (std::string line; std::getline(lines, line);) {
-      const nlohmann::json json = nlohmann::json::parse(line);
-      if (json.contains("loss")) steps.emplace_back(json["step"], json["loss"]);
-      if (json.contains("eval_nll")) held_out.emplace_back(json["step"], json["eval_nll"]);
+  // All steps that are left, then the adapter; or up to a signal. Returns the exit code.
+  ExitCode train() {
+    if (job_.eval_every > 0 && trainer_.steps_done() == 0) evaluate();
+    if (trainer_.steps_done() < trainer_.steps() && !take_steps()) return stopped();
+    if (!with_final_thresholds([&] { write_adapter_to(job_.out); })) return stopped();
+    if (session_.is_root()) {
+      write_file_atomically(job_.out + "/loss.svg", log_->plot());
+      log_info("adapter in {}/; cmoe merge --model {} --adapter {} --out FOLDER makes a model of it", job_.out, job_.model,
+               job_.out);
     }
-    return loss_plot(steps, held_out);
+    world_.barrier();
+    return ExitCode::ok;
   }
 
  private:
-  std::string path_;
-};
+  // False: a signal came, and a rank or more is to end here.
+  bool take_steps() {
+    Progress progress("finetune", (trainer_.steps() - trainer_.steps_done()) * job_.batch_size * job_.seq_len, "tokens");
+    while (trainer_.steps_done() < trainer_.steps()) {
+      Timer timer;
+      const StepReport report = trainer_.step();
+      progress.advance(report.tokens);
+      if (log_) log_->add(step_line(report, timer.seconds(), job_.lr, job_.distill != "none"));
+      const bool last = report.step == trainer_.steps();
+      if (last || (job_.save_every > 0 && report.step % job_.save_every == 0)) save();
+      if (!last && stop_requested_anywhere()) return false;
+      const bool keep = job_.adapter_every > 0 && report.step % job_.adapter_every == 0;
+      const bool score = job_.eval_every > 0 && (last || report.step % job_.eval_every == 0);
+      const auto write = [&] {
+        if (keep) keep_adapter(report.step);
+        if (score) evaluate();
+      };
+      if ((keep || score) && !with_final_thresholds(write)) return false;
+    }
+    progress.finish();
+    return true;
+  }
 
-nlohmann::ordered_json to_json(const StepReport& report, double seconds, const Job& job) {
-  nlohmann::ordered_json json{{"step", report.step},
-                              {"loss", report.loss},
-                              {"nll", report.nll},
-                              {"tokens", report.tokens},
-                              {"tokens_per_s", static_cast<double>(report.tokens) / seconds},
-                              {"lr", job.lr * report.lr_factor},
-                              {"grad_norm", report.grad_norm}};
-  if (job.distill != "none") {
-    json["kl"] = report.kl;
-    json["hidden"] = report.hidden;
+  // Calls `use` while the thresholds are those of a written adapter; training goes on with the running ones. False when a
+  // signal came before.
+  template <class Use>
+  bool with_final_thresholds(const Use& use) {
+    const std::vector<float> running = model_.thresholds();
+    if (trainer_.steps_done() > 0 && model_.parts().router_bias &&
+        !model_.calibrate_thresholds(calibration_, world_, [&] { return stop_requested_anywhere(); }))
+      return false;
+    use();
+    model_.set_thresholds(running);
+    return true;
   }
-  if (!report.loads.max_over_mean.empty()) {
-    json["mean_active"] = report.loads.mean_active;
-    json["max_over_mean_load"] = report.loads.worst();
-    json["layer_loads"] = report.loads.max_over_mean;
+
+  void evaluate() {
+    const double nll = evaluate_loss(model_, held_out_, world_);
+    if (!log_) return;
+    log_->add({{"step", trainer_.steps_done()}, {"eval_nll", nll}, {"eval_perplexity", std::exp(nll)}});
+    log_info("step {}: held-out {:.4f} nats per token (perplexity {:.3f})", trainer_.steps_done(), nll, std::exp(nll));
   }
-  return json;
-}
+
+  void keep_adapter(int64_t step) {
+    std::optional<OutputDirectory> output;
+    if (session_.is_root()) output.emplace(fmt::format("{}/adapter-{:08}", job_.out, step), /*force=*/true);
+    write_adapter_to(world_.broadcast_string(output ? output->work_path() : "", 0));
+    if (output) output->commit();
+  }
+
+  void write_adapter_to(const std::string& folder) {
+    if (world_.rank() < model_.group_size()) write_adapter(model_, job_.model, job_.dropout, folder);
+  }
+
+  void save() {
+    state_.save(trainer_);
+    saved_ = trainer_.steps_done();
+  }
+
+  bool stop_requested_anywhere() {
+    std::vector<int64_t> stop{stop_requested() ? 1 : 0};
+    world_.all_reduce_max(stop);
+    return stop[0] != 0;
+  }
+
+  ExitCode stopped() {
+    if (saved_ != trainer_.steps_done()) save();
+    if (session_.is_root())
+      log_warn("{}: saved after step {} of {}; run the same command with --resume", stop_signal_name(), trainer_.steps_done(),
+               trainer_.steps());
+    return ExitCode::requeue;
+  }
+
+  const Job& job_;
+  Session& session_;
+  Communicator& world_;
+  TrainedModel& model_;
+  Trainer& trainer_;
+  TrainingState& state_;
+  std::span<const TrainingSequence> calibration_, held_out_;
+  std::optional<StepLog>& log_;  // of rank 0
+  int64_t saved_;                // steps of the newest state
+};
 
 }  // namespace
 
@@ -305,67 +358,7 @@ int finetune(int argc, char** argv, Environment& environment) {
                                     : "every rank holds all weights");
   }
 
-  // Calls `use` while the thresholds are those of a written adapter; training goes on with the running ones.
-  const auto with_final_thresholds = [&](const auto& use) {
-    const std::vector<float> running = model.thresholds();
-    if (trainer.steps_done() > 0 && model.parts().router_bias)
-      model.calibrate_thresholds(
-          std::span(sequences).first(std::min(sequences.size(), static_cast<size_t>(job.threshold_samples))), world);
-    use();
-    model.set_thresholds(running);
-  };
-  const auto evaluate_now = [&] {
-    const double nll = evaluate_loss(model, held_out, world);
-    if (session.is_root()) {
-      log->add({{"step", trainer.steps_done()}, {"eval_nll", nll}, {"eval_perplexity", std::exp(nll)}});
-      log_info("step {}: held-out {:.4f} nats per token (perplexity {:.3f})", trainer.steps_done(), nll, std::exp(nll));
-    }
-  };
-  const auto keep_adapter = [&](int64_t step) {
-    std::optional<OutputDirectory> output;
-    if (session.is_root()) output.emplace(fmt::format("{}/adapter-{:08}", job.out, step), /*force=*/true);
-    const std::string work = world.broadcast_string(output ? output->work_path() : "", 0);
-    if (world.rank() < model.group_size()) write_adapter(model, job.model, job.dropout, work);
-    if (output) output->commit();
-  };
-  if (job.eval_every > 0 && trainer.steps_done() == 0) evaluate_now();
-  std::optional<Progress> progress;
-  if (trainer.steps_done() < trainer.steps())
-    progress.emplace("finetune", (trainer.steps() - trainer.steps_done()) * job.batch_size * job.seq_len, "tokens");
-  while (trainer.steps_done() < trainer.steps()) {
-    Timer timer;
-    const StepReport report = trainer.step();
-    progress->advance(report.tokens);
-    if (session.is_root()) log->add(to_json(report, timer.seconds(), job));
-    const bool last = report.step == trainer.steps();
-    std::vector<int64_t> stop{stop_requested() ? 1 : 0};
-    world.all_reduce_max(stop);
-    if (stop[0] || last || (job.save_every > 0 && report.step % job.save_every == 0)) state.save(trainer);
-    if (stop[0] && !last) {
-      if (session.is_root())
-        log_warn("{}: saved after step {} of {}; run the same command with --resume", stop_signal_name(), report.step,
-                 trainer.steps());
-      return static_cast<int>(ExitCode::requeue);
-    }
-    const bool keep = job.adapter_every > 0 && report.step % job.adapter_every == 0;
-    const bool evaluate = job.eval_every > 0 && (last || report.step % job.eval_every == 0);
-    if (!keep && !evaluate) continue;
-    with_final_thresholds([&] {
-      if (keep) keep_adapter(report.step);
-      if (evaluate) evaluate_now();
-    });
-  }
-  if (progress) progress->finish();
-  with_final_thresholds([&] {
-    if (world.rank() < model.group_size()) write_adapter(model, job.model, job.dropout, job.out);
-  });
-  if (session.is_root()) {
-    write_file_atomically(job.out + "/loss.svg", log->plot());
-    log_info("adapter in {}/; cmoe merge --model {} --adapter {} --out FOLDER makes a model of it", job.out, job.model,
-             job.out);
-  }
-  world.barrier();
-  return 0;
+  return static_cast<int>(Run(job, session, model, trainer, state, sequences, held_out, log).train());
 }
 
 }  // namespace cmoe::jobs

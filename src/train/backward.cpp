@@ -140,6 +140,11 @@ void TrainedModel::forward_attention(const GroupPass& pass, const Segments& segm
   layer.attention.forward(pass.own, segments, x, saved.attention);
   CMOE_CHECK(all_finite(x), "layer {}: its attention gave a value that is not finite; lower the learning rate", index);
   saved.x = x.clone();
+  norm_for_ffn(pass, index, x, saved);
+}
+
+void TrainedModel::norm_for_ffn(const GroupPass& pass, int64_t index, const Tensor& x, Saved& saved) const {
+  const Layer& layer = layers_[static_cast<size_t>(index)];
   saved.ffn_input = Tensor(DType::f32, x.shape());
   pass.own.backend.rms_norm(x, *layer.ffn_norm, layer.attention.epsilon, saved.ffn_input);
 }

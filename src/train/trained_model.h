@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -126,7 +127,10 @@ class TrainedModel {
   /// dropout: the (T A)-th largest of their T R values s + b. Layer after layer, each seeing what those before it make with
   /// theirs. The sequences go round the ranks of `comm`, which are whole groups; the result is the same for any number of them.
   /// A model without threshold selector stays as it is. Collective over comm.
-  void calibrate_thresholds(std::span<const TrainingSequence> sequences, Communicator& comm);
+  /// @param stop  asked before each layer, with one answer on all ranks: when true, all thresholds are as before and the result
+  /// is false.
+  bool calibrate_thresholds(std::span<const TrainingSequence> sequences, Communicator& comm,
+                            const std::function<bool()>& stop = {});
 
   /// Hidden states after the final norm [T, d], without dropout. Collective over the group.
   Tensor hidden_states(std::span<const int32_t> tokens, const Segments& segments) const;
@@ -153,6 +157,7 @@ class TrainedModel {
   MoeBlock adapted_moe(const Checkpoint& checkpoint, const MoeLayer& from, int64_t layer);
   GroupPass group_pass(const Dropout& dropout, const Gradients* gradients, double token_weight) const;
   void forward_attention(const GroupPass& pass, const Segments& segments, int64_t layer, Tensor& x, Saved& saved) const;
+  void norm_for_ffn(const GroupPass& pass, int64_t layer, const Tensor& x, Saved& saved) const;
   void forward_ffn(const GroupPass& pass, int64_t layer, Tensor& x, Saved& saved) const;
   void forward_layer(const GroupPass& pass, const Segments& segments, int64_t layer, Tensor& x, Saved& saved) const;
   void backward_layer(const GroupPass& pass, const Segments& segments, int64_t layer, const Saved& saved, Tensor& dx) const;

@@ -85,7 +85,8 @@ TEST(ExpertTraining, AnySpreadGivesTheSameBits) {
   }
 }
 
-// After steps with dropout the routers see other inputs than an adapter's user: the calibrated thresholds meet the budget there.
+// After steps with dropout the routers see other inputs than an adapter's user: the calibrated thresholds meet the budget
+// there.
 TEST(ExpertTraining, CalibratedThresholdsMeetTheBudget) {
   Communicator& world = test_world();
   const auto alone = world.split(world.rank());
@@ -97,8 +98,11 @@ TEST(ExpertTraining, CalibratedThresholdsMeetTheBudget) {
   for (int step = 0; step < 3; ++step) EXPECT_EQ(together.trainer->step().loss, lone.trainer->step().loss);
   const std::vector<float> running = lone.tiny.trained.thresholds();
   const auto some = std::span<const TrainingSequence>(lone.sequences).first(7);
-  lone.tiny.trained.calibrate_thresholds(some, *alone);
-  together.tiny.trained.calibrate_thresholds(some, world);
+  int64_t asked = 0;
+  EXPECT_FALSE(lone.tiny.trained.calibrate_thresholds(some, *alone, [&] { return ++asked == 2; }));
+  EXPECT_EQ(lone.tiny.trained.thresholds(), running);
+  EXPECT_TRUE(lone.tiny.trained.calibrate_thresholds(some, *alone));
+  EXPECT_TRUE(together.tiny.trained.calibrate_thresholds(some, world, [] { return false; }));
   EXPECT_EQ(together.tiny.trained.thresholds(), lone.tiny.trained.thresholds());
   EXPECT_NE(lone.tiny.trained.thresholds(), running);
 

@@ -139,6 +139,29 @@ TEST_F(Finetune, StopsOnSigtermAndResumesToTheSameBytes) {
   EXPECT_EQ(log_of("cut")[9]["loss"], log_of("whole")[9]["loss"]);
 }
 
+// One step and a long calibration of the thresholds: there the signal finds it, the step being saved.
+TEST_F(Finetune, StopsWhileThresholdsAreCalibrated) {
+  const Words options{"--samples", "400", "--batch-size", "400", "--threshold-samples", "400"};
+  expect_success(finetune("whole", options));
+  Words resumed = options;
+  resumed.push_back("--resume");
+  int code = 0;
+  for (int attempt = 0; attempt < 5 && code == 0; ++attempt) {  // the signal may come too late
+    std::filesystem::remove_all(folder_ / "cut");
+    const pid_t child = start(finetune("cut", options), folder_ / "messages");
+    while (!std::filesystem::exists(folder_ / "cut/checkpoint-00000001/manifest.json"))
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    kill(child, SIGTERM);
+    code = wait_for(child);
+  }
+  EXPECT_EQ(code, 75) << messages();
+  EXPECT_THAT(messages(), HasSubstr("SIGTERM: saved after step 1 of 1; run the same command with --resume"));
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "cut/adapter_model.safetensors"));
+  expect_success(finetune("cut", resumed));
+  for (const char* name : {"adapter_model.safetensors", "router.safetensors"})
+    EXPECT_EQ(read_bytes(folder_ / ("cut/" + std::string(name))), read_bytes(folder_ / ("whole/" + std::string(name)))) << name;
+}
+
 // Three steps with the experts on two ranks, the others with them on three.
 TEST_F(Finetune, ExpertsSpreadOverRanksGiveTheSameBytes) {
   const Words held_out{"--eval-dataset", kFixtures + "text/valid.txt", "--eval-every", "5", "--samples", "20"};
