@@ -83,6 +83,12 @@ struct Table {
   /// sum[c] += x[r, c] and square[c] += x[r, c]^2, in f64, rows in order.
   void (*add_column_moments)(const float* x, int64_t ldx, int64_t rows, int64_t columns, double* sum, double* square);
 
+  // Magnitudes are the bits of |x| as integers, ordered alike; infinity's are 0x7f800000, a NaN's above.
+  /// maxima[s] = the largest magnitude of x[s], x[s + slices], ...; 0 where n <= s.
+  void (*slice_maxima)(const float* x, int64_t n, int64_t slices, int32_t* maxima);
+  /// The indices, ascending, of magnitudes >= least; returns how many. `index` has room for n.
+  int64_t (*list_magnitudes)(const float* x, int64_t n, int32_t least, int32_t* index);
+
   /// y = x * (1 / sqrt(mean(x^2) + epsilon)) * weight; one row of n.
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float epsilon, float* y);
   /// Rotates the pairs (i, i + half) of one head in place.

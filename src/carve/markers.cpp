@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstring>
 #include <numeric>
 
+#include "backend/cpu/machine_kernels.h"
 #include "base/error.h"
 #include "base/parallel.h"
 
@@ -17,46 +17,26 @@ constexpr int32_t kInfinityBits = 0x7f800000;
 inline int32_t magnitude_bits(float value) { return std::bit_cast<int32_t>(value) & 0x7fffffff; }
 
 struct Scratch {
-  std::vector<int32_t> lane_max, sorted, candidate, magnitude;
+  std::vector<int32_t> maxima, candidate, magnitude;
 };
 
 // Writes the k marks of one row; returns false when the row holds a NaN.
 //
-// The k-th largest of the maxima of `lanes` disjoint slices is reached by at least k elements, so it bounds the k-th largest
-// element from below: one pass for the maxima, one that keeps the few elements not below the bound. Both are plain loops over
-// contiguous memory, and the second pass finds the row in the cache.
-bool mark_row(const float* h, int64_t neurons, int64_t k, int64_t lanes, Scratch& scratch, int32_t* out) {
-  int32_t* lane_max = scratch.lane_max.data();
-  std::fill_n(lane_max, lanes, 0);
-  int64_t i = 0;
-  for (; i + lanes <= neurons; i += lanes) {
-    for (int64_t l = 0; l < lanes; ++l) {
-      const int32_t bits = magnitude_bits(h[i + l]);
-      lane_max[l] = lane_max[l] > bits ? lane_max[l] : bits;
-    }
-  }
-  for (int64_t l = 0; i + l < neurons; ++l) lane_max[l] = std::max(lane_max[l], magnitude_bits(h[i + l]));
-
-  std::vector<int32_t>& sorted = scratch.sorted;
-  sorted.assign(lane_max, lane_max + lanes);
-  std::nth_element(sorted.begin(), sorted.begin() + (k - 1), sorted.end(), std::greater<>());
-  const int32_t bound = sorted[static_cast<size_t>(k - 1)];
-  if (*std::max_element(sorted.begin(), sorted.begin() + k) > kInfinityBits) return false;
+// The k-th largest of the maxima of `slices` disjoint slices is reached by at least k elements, so it bounds the k-th largest
+// element from below: one pass for the maxima, one that keeps the few elements not below the bound and finds the row in the
+// cache.
+bool mark_row(const float* h, int64_t neurons, int64_t k, int64_t slices, Scratch& scratch, int32_t* out) {
+  const kernels::Table& kernels = machine_kernels();
+  std::vector<int32_t>& maxima = scratch.maxima;
+  maxima.resize(static_cast<size_t>(slices));
+  kernels.slice_maxima(h, neurons, slices, maxima.data());
+  std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<>());
+  const int32_t bound = maxima[static_cast<size_t>(k - 1)];
+  if (*std::max_element(maxima.begin(), maxima.begin() + k) > kInfinityBits) return false;
 
   std::vector<int32_t>& candidate = scratch.candidate;
-  candidate.clear();
-  constexpr int64_t kBlock = 16;
-  for (i = 0; i + kBlock <= neurons; i += kBlock) {
-    int32_t hits = 0;
-    for (int64_t b = 0; b < kBlock; ++b) hits |= magnitude_bits(h[i + b]) >= bound ? 1 : 0;
-    if (!hits) continue;
-    for (int64_t b = 0; b < kBlock; ++b) {
-      if (magnitude_bits(h[i + b]) >= bound) candidate.push_back(static_cast<int32_t>(i + b));
-    }
-  }
-  for (; i < neurons; ++i) {
-    if (magnitude_bits(h[i]) >= bound) candidate.push_back(static_cast<int32_t>(i));
-  }
+  candidate.resize(static_cast<size_t>(neurons));
+  candidate.resize(static_cast<size_t>(kernels.list_magnitudes(h, neurons, bound, candidate.data())));
 
   if (static_cast<int64_t>(candidate.size()) > k) {
     // The k-th largest magnitude; all above it are marked, and of those equal to it the first ones.
@@ -81,14 +61,13 @@ void mark_top_k(const float* h, int64_t tokens, int64_t neurons, int64_t k_act, 
   CMOE_CHECK(k_act >= 1 && k_act <= neurons, "mark_top_k: k_act is {}, expected 1 to {} (the number of neurons)", k_act,
              neurons);
   // About four slices a mark keep the bound tight; never more slices than neurons.
-  const int64_t lanes =
-      std::clamp<int64_t>(static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(4 * k_act))), 64, std::max(neurons, k_act));
+  const auto slices =
+      std::min(neurons, std::max<int64_t>(64, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(4 * k_act)))));
   parallel_for(tokens, 64, [&](int64_t begin, int64_t end) {
     Scratch scratch;
-    scratch.lane_max.resize(static_cast<size_t>(lanes));
     for (int64_t t = begin; t < end; ++t) {
       const float* row = h + t * neurons;
-      if (mark_row(row, neurons, k_act, lanes, scratch, out + t * k_act)) continue;
+      if (mark_row(row, neurons, k_act, slices, scratch, out + t * k_act)) continue;
       const auto neuron = std::find_if(row, row + neurons, [](float value) { return std::isnan(value); }) - row;
       fail("mark_top_k: the activation of token {}, neuron {} is NaN, expected a number; are there NaN weights?",
            first_token + t, neuron);

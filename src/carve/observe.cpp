@@ -32,6 +32,12 @@ std::vector<float> row_lengths(const Tensor& matrix) {
   return lengths;
 }
 
+std::vector<float> inverse_lengths(const Tensor& matrix) {
+  std::vector<float> factors = row_lengths(matrix);
+  for (float& factor : factors) factor = 1.0f / factor;
+  return factors;
+}
+
 // gate, up [T, f] become those of unit vectors: divided by |x_t| and the length of the weight row.
 void normalize_products(const ObservedFfn& ffn, const Tensor& input, Tensor& gate, Tensor& up) {
   const std::vector<float> x_length = row_lengths(input);
@@ -40,9 +46,9 @@ void normalize_products(const ObservedFfn& ffn, const Tensor& input, Tensor& gat
       const float scale = 1.0f / x_length[static_cast<size_t>(t)];
       float* g = gate.row<float>(t);
       float* u = up.row<float>(t);
-      for (size_t i = 0; i < ffn.gate_length.size(); ++i) {
-        g[i] *= scale / ffn.gate_length[i];
-        u[i] *= scale / ffn.up_length[i];
+      for (size_t i = 0; i < ffn.gate_factor.size(); ++i) {
+        g[i] *= scale * ffn.gate_factor[i];
+        u[i] *= scale * ffn.up_factor[i];
       }
     }
   });
@@ -54,8 +60,8 @@ ObservedFfn::ObservedFfn(const Backend& backend, const DenseFfnTensors& dense, D
     : ffn{.gate = backend.prepare(dense.gate, dtype),
           .up = backend.prepare(dense.up, dtype),
           .down = backend.prepare(dense.down, dtype)},
-      gate_length(row_lengths(dense.gate)),
-      up_length(row_lengths(dense.up)) {}
+      gate_factor(inverse_lengths(dense.gate)),
+      up_factor(inverse_lengths(dense.up)) {}
 
 FfnActivations observe_ffn(const Backend& backend, const ObservedFfn& ffn, const Tensor& input, int64_t k_act,
                            std::span<const Marker> markers) {

@@ -11,12 +11,12 @@
 
 namespace cmoe {
 
-/// The prepared gate, up and down of one dense FFN, and the lengths of its gate and up rows.
+/// The prepared gate, up and down of one dense FFN, and what makes its gate and up rows unit vectors.
 struct ObservedFfn {
   ObservedFfn(const Backend& backend, const DenseFfnTensors& dense, DType dtype);
 
   GatedFfn ffn;
-  std::vector<float> gate_length, up_length;  ///< [f] |g_i|, |u_i|
+  std::vector<float> gate_factor, up_factor;  ///< [f] 1 / |g_i|, 1 / |u_i|
 };
 
 /// FFN activations of this rank's tokens.

@@ -4,6 +4,7 @@
 #include <limits>
 #include <numeric>
 
+#include "backend/cpu/machine_kernels.h"
 #include "backend/oracle.h"
 #include "kernels/cpu/table.h"
 
@@ -14,6 +15,35 @@ using namespace oracle;
 using ::testing::HasSubstr;
 
 const int64_t kSizes[] = {1, 2, 3, 15, 16, 17, 31, 33, 64, 130, 577};
+
+TEST(Magnitudes, MaximaOfSlicesAndListsMatchPlainLoops) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (CpuIsa isa : available()) {
+    SCOPED_TRACE(name_of(isa));
+    const kernels::Table& kernels = kernels_of(isa);
+    for (int64_t n : {1, 3, 16, 63, 64, 65, 127, 200, 577, 1536}) {
+      Tensor x = random({n}, static_cast<int>(n));
+      float* value = x.data<float>();
+      if (n > 60) value[5] = -0.0f, value[7] = -infinity, value[n - 1] = std::nanf(""), value[n - 2] = -std::nanf("");
+      std::vector<int32_t> magnitude(static_cast<size_t>(n));
+      for (int64_t i = 0; i < n; ++i) magnitude[i] = std::bit_cast<int32_t>(value[i]) & 0x7fffffff;
+      for (int64_t slices : {1, 7, 64, 100, 128, 192, 256, 2048}) {
+        std::vector<int32_t> maxima(slices, -1), expected(slices, 0);
+        for (int64_t i = 0; i < n; ++i) expected[i % slices] = std::max(expected[i % slices], magnitude[i]);
+        kernels.slice_maxima(value, n, slices, maxima.data());
+        ASSERT_EQ(maxima, expected) << n << " in " << slices << " slices";
+      }
+      for (int32_t least : {0, magnitude[0], magnitude[n / 2], 0x7f800000, 0x7fffffff}) {
+        std::vector<int32_t> index(n), expected;
+        for (int64_t i = 0; i < n; ++i) {
+          if (magnitude[i] >= least) expected.push_back(static_cast<int32_t>(i));
+        }
+        index.resize(kernels.list_magnitudes(value, n, least, index.data()));
+        ASSERT_EQ(index, expected) << n << " of at least " << least;
+      }
+    }
+  }
+}
 
 TEST(RmsNorm, MatchesTheFormula) {
   on_each_isa([](const Backend& backend, CpuIsa) {

@@ -108,6 +108,7 @@ struct FloatProducts {
   static void score(int64_t rows, const float* q, const float* keys, int64_t head_dim, float* s) {
     kScore[rows](q, keys, head_dim, s);
   }
+  static CMOE_INLINE Vec weight(Vec x) { return exp(x); }
   static void mix(int64_t rows, const float* p, const float* values, int64_t width, int64_t keys, const float* alpha,
                   float* o) {
     kMix[rows](p, values, width, keys, alpha, width, o);

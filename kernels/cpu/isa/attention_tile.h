@@ -19,6 +19,7 @@ inline constexpr int kSumLanes = 16;
 
 // The first `visible` (>= 1) of the block's scores become weights, the others 0; m and l [kSumLanes] are the row's. Returns the
 // factor for what came before. Most blocks of a long text hold no new maximum and need no look across lanes.
+template <class Products>
 CMOE_INLINE float softmax_block(float* s, int64_t visible, float& m, float* l) {
   constexpr int kVectors = kKeyBlock / kLanes, kSums = kSumLanes / kLanes;
   for (int64_t j = visible; j < kKeyBlock; ++j) s[j] = -__builtin_inff();
@@ -36,7 +37,7 @@ CMOE_INLINE float softmax_block(float* s, int64_t visible, float& m, float* l) {
   }
   const Vec shift = broadcast(m);
   for (int i = 0; i < kVectors; ++i) {
-    v[i] = exp(v[i] - shift);
+    v[i] = Products::weight(v[i] - shift);
     store(s + i * kLanes, v[i]);
   }
   for (int count = kVectors / 2; count >= kSums; count /= 2) {
@@ -61,6 +62,7 @@ int64_t attention_scratch_of(int64_t rows, int64_t head_dim) {
 ///   pack_keys(key, count, head_dim, keys)                   the block's, into key_floats(head_dim)
 ///   pack_values(value, count, head_dim, width, memory)      returns them, in `memory` of kKeyBlock * width floats or in place
 ///   score(rows, q, keys, head_dim, s)                       s [rows][kKeyBlock] of packed queries and keys
+///   weight(x)                                             e^x of x <= 0; 1 at 0, NaN of NaN
 ///   mix(rows, p, values, width, keys, alpha, o)             o = alpha o + p values over the first `keys` (a multiple of kStep)
 ///   mix_row(p, values, width, from, to, o)                  the keys from .. to of one row, `from` a multiple of kStep
 template <class Products>
@@ -102,7 +104,9 @@ void attention_of(const AttentionTile& t, float* scratch) {
       for (int64_t r = 0; r < tile; ++r) {
         const int64_t seen = t.position + (r0 + r) / t.group + 1 - begin;
         visible[r] = seen <= 0 ? 0 : smaller(seen, count);
-        alpha[r] = visible[r] == 0 ? 1.0f : softmax_block(s + r * kKeyBlock, visible[r], m[r0 + r], l + (r0 + r) * kSumLanes);
+        alpha[r] = visible[r] == 0
+                       ? 1.0f
+                       : softmax_block<Products>(s + r * kKeyBlock, visible[r], m[r0 + r], l + (r0 + r) * kSumLanes);
       }
       // All rows see the first visible[0] keys; on the diagonal later tokens see some more.
       const int64_t common = visible[0] / kStep * kStep;

@@ -20,6 +20,9 @@ void pack_listed_tiles(const float* z, int64_t ldz, int64_t readable, const int3
 void pack_listed_panels(const float* z, int64_t ldz, const int32_t* rows, int64_t t, int64_t columns, float* panels);
 void add_column_moments(const float* x, int64_t ldx, int64_t rows, int64_t columns, double* sum, double* square);
 
+void slice_maxima(const float* x, int64_t n, int64_t slices, int32_t* maxima);
+int64_t list_magnitudes(const float* x, int64_t n, int32_t least, int32_t* index);
+
 void rms_norm(const float* x, const float* weight, int64_t n, float epsilon, float* y);
 void rope(float* x, const float* cos, const float* sin, int64_t half);
 void swiglu(const float* gate, const float* up, int64_t n, float* h);

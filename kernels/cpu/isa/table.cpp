@@ -22,6 +22,8 @@ const Table& CMOE_JOIN(table_, CMOE_ISA)() {
       .pack_listed_tiles = CMOE_ISA::pack_listed_tiles,
       .pack_listed_panels = CMOE_ISA::pack_listed_panels,
       .add_column_moments = CMOE_ISA::add_column_moments,
+      .slice_maxima = CMOE_ISA::slice_maxima,
+      .list_magnitudes = CMOE_ISA::list_magnitudes,
       .rms_norm = CMOE_ISA::rms_norm,
       .rope = CMOE_ISA::rope,
       .swiglu = CMOE_ISA::swiglu,

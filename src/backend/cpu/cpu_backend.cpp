@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backend/cpu_info.h"
+#include "backend/cpu/machine_kernels.h"
 #include "base/error.h"
 #include "base/parallel.h"
 
@@ -132,21 +132,29 @@ void CpuBackend::gather_rows(const Tensor& x, std::span<const int32_t> rows, Ten
 
 namespace cmoe {
 
+const kernels::Table& kernels_of([[maybe_unused]] CpuIsa isa) {
+#ifdef CMOE_X86
+  if (isa >= CpuIsa::avx512) return kernels::table_avx512();
+  if (isa >= CpuIsa::avx2) return kernels::table_avx2();
+#endif
+  return kernels::table_generic();
+}
+
+const kernels::Table& machine_kernels() {
+  static const kernels::Table& table = kernels_of(cpu_isa());
+  return table;
+}
+
 std::unique_ptr<Backend> make_cpu_backend(CpuIsa cap) {
   const CpuIsa isa = std::min(cap, cpu_isa());
-  const kernels::Table* table = &kernels::table_generic();
+  const kernels::Table& table = kernels_of(isa);
   const kernels::Gemm* gemm = nullptr;
   const kernels::Attention* attention = nullptr;
 #ifdef CMOE_X86
-  if (isa >= CpuIsa::avx512) {
-    table = &kernels::table_avx512();
-  } else if (isa >= CpuIsa::avx2) {
-    table = &kernels::table_avx2();
-  }
   if (isa == CpuIsa::avx512_bf16) gemm = &kernels::gemm_avx512_bf16();
   if (isa >= CpuIsa::avx512_bf16) attention = &kernels::attention_avx512_bf16();
 #endif
-  return std::make_unique<cpu::CpuBackend>(isa, *table, gemm ? *gemm : table->bf16, attention ? *attention : table->attention);
+  return std::make_unique<cpu::CpuBackend>(isa, table, gemm ? *gemm : table.bf16, attention ? *attention : table.attention);
 }
 
 }  // namespace cmoe
