@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "backend/cpu/machine_kernels.h"
+#include "backend/host_rows.h"
 #include "base/parallel.h"
 
 namespace cmoe {
@@ -53,7 +53,7 @@ void add_neurons_output(const Backend& backend, const Tensor& h, const Weight& d
     backend.linear(part, down, output);
     parallel_for(size, 64, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k) {
-        machine_kernels().add(output.row<float>(k), d, y.row<float>(block[static_cast<size_t>(k)]) + column);
+        add_row(output.row<float>(k), d, y.row<float>(block[static_cast<size_t>(k)]) + column);
       }
     });
   }

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <numeric>
 
-#include "backend/cpu/machine_kernels.h"
+#include "backend/host_rows.h"
 #include "base/error.h"
 #include "base/parallel.h"
 
@@ -26,17 +26,16 @@ struct Scratch {
 // element from below: one pass for the maxima, one that keeps the few elements not below the bound and finds the row in the
 // cache.
 bool mark_row(const float* h, int64_t neurons, int64_t k, int64_t slices, Scratch& scratch, int32_t* out) {
-  const kernels::Table& kernels = machine_kernels();
   std::vector<int32_t>& maxima = scratch.maxima;
   maxima.resize(static_cast<size_t>(slices));
-  kernels.slice_maxima(h, neurons, slices, maxima.data());
+  slice_maxima(h, neurons, slices, maxima.data());
   std::nth_element(maxima.begin(), maxima.begin() + (k - 1), maxima.end(), std::greater<>());
   const int32_t bound = maxima[static_cast<size_t>(k - 1)];
   if (*std::max_element(maxima.begin(), maxima.begin() + k) > kInfinityBits) return false;
 
   std::vector<int32_t>& candidate = scratch.candidate;
   candidate.resize(static_cast<size_t>(neurons));
-  candidate.resize(static_cast<size_t>(kernels.list_magnitudes(h, neurons, bound, candidate.data())));
+  candidate.resize(static_cast<size_t>(list_magnitudes(h, neurons, bound, candidate.data())));
 
   if (static_cast<int64_t>(candidate.size()) > k) {
     // The k-th largest magnitude; all above it are marked, and of those equal to it the first ones.

@@ -4,7 +4,7 @@
 #include <limits>
 #include <numeric>
 
-#include "backend/cpu/machine_kernels.h"
+#include "backend/cpu/kernels_of.h"
 #include "backend/oracle.h"
 #include "kernels/cpu/table.h"
 

@@ -62,7 +62,7 @@ int64_t attention_scratch_of(int64_t rows, int64_t head_dim) {
 ///   pack_keys(key, count, head_dim, keys)                   the block's, into key_floats(head_dim)
 ///   pack_values(value, count, head_dim, width, memory)      returns them, in `memory` of kKeyBlock * width floats or in place
 ///   score(rows, q, keys, head_dim, s)                       s [rows][kKeyBlock] of packed queries and keys
-///   weight(x)                                             e^x of x <= 0; 1 at 0, NaN of NaN
+///   weight(x)                                               e^x of x <= 0; 1 at 0, NaN of NaN
 ///   mix(rows, p, values, width, keys, alpha, o)             o = alpha o + p values over the first `keys` (a multiple of kStep)
 ///   mix_row(p, values, width, from, to, o)                  the keys from .. to of one row, `from` a multiple of kStep
 template <class Products>

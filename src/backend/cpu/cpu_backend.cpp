@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "backend/cpu/machine_kernels.h"
+#include "backend/cpu/kernels_of.h"
 #include "base/error.h"
 #include "base/parallel.h"
 
@@ -138,11 +138,6 @@ const kernels::Table& kernels_of([[maybe_unused]] CpuIsa isa) {
   if (isa >= CpuIsa::avx2) return kernels::table_avx2();
 #endif
   return kernels::table_generic();
-}
-
-const kernels::Table& machine_kernels() {
-  static const kernels::Table& table = kernels_of(cpu_isa());
-  return table;
 }
 
 std::unique_ptr<Backend> make_cpu_backend(CpuIsa cap) {
