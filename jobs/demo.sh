@@ -1,7 +1,7 @@
 #!/bin/bash
 # The main job from nothing: fetch a real 135M-parameter LLM and two texts, carve the LLM, and see what it cost.
 #
-#   bash jobs/demo.sh            under five minutes on two cores, after set-up (docs/performance.md)
+#   bash jobs/demo.sh            after set-up five minutes on two cores with AVX-512, ten on older ones (docs/performance.md)
 #   bash jobs/demo.sh --fetch    only builds and fetches
 #
 # Everything stays under build/demo; a second run reuses what was fetched. Needs network the first time.
