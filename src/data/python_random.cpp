@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <cassert>
+#include <numeric>
+#include <unordered_set>
 
 namespace cmoe {
 namespace {
@@ -68,6 +70,34 @@ int64_t PythonRandom::below(int64_t limit) {
     const uint64_t value = bits(width);
     if (value < static_cast<uint64_t>(limit)) return static_cast<int64_t>(value);
   }
+}
+
+std::vector<int64_t> PythonRandom::sample(int64_t population, int64_t count) {
+  assert(count >= 0 && count <= population);
+  // Python takes a list for small populations and a set for large ones; the two draw differently.
+  int64_t list_limit = 21;
+  if (count > 5) {
+    int64_t power = 1;
+    while (power < 3 * count) power *= 4;
+    list_limit += power;
+  }
+  std::vector<int64_t> drawn;
+  if (population <= list_limit) {
+    std::vector<int64_t> pool(static_cast<size_t>(population));
+    std::iota(pool.begin(), pool.end(), 0);
+    for (int64_t left = population; left > population - count; --left) {
+      const auto at = static_cast<size_t>(below(left));
+      drawn.push_back(pool[at]);
+      pool[at] = pool[static_cast<size_t>(left) - 1];
+    }
+    return drawn;
+  }
+  std::unordered_set<int64_t> seen;
+  while (static_cast<int64_t>(drawn.size()) < count) {
+    const int64_t index = below(population);
+    if (seen.insert(index).second) drawn.push_back(index);
+  }
+  return drawn;
 }
 
 }  // namespace cmoe

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace cmoe {
 
@@ -18,6 +19,8 @@ class PythonRandom {
   int64_t below(int64_t limit);
   /// `randint(low, high)`: uniform in [low, high], both ends included.
   int64_t between(int64_t low, int64_t high) { return low + below(high - low + 1); }
+  /// `sample(range(population), count)`: indices in the order drawn, all different; 0 <= count <= population.
+  std::vector<int64_t> sample(int64_t population, int64_t count);
 
  private:
   uint32_t next();

@@ -6,9 +6,9 @@
 #include <cstring>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 
 #include "base/error.h"
+#include "data/json_rows.h"
 #include "data/utf8.h"
 
 namespace cmoe {
@@ -46,24 +46,6 @@ void for_each_line(std::string_view text, Visit&& visit) {
   }
 }
 
-std::vector<std::string> read_json_lines(std::string_view text, const std::string& path) {
-  std::vector<std::string> documents;
-  for_each_line(text, [&](std::string_view line, int64_t number) {
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) return;
-    const auto row = nlohmann::json::parse(line, nullptr, false);
-    CMOE_CHECK(row.is_object(), "{}: line {} is not a JSON object; expected JSON lines with a \"text\"", path, number);
-    CMOE_CHECK(row.contains("text") && row["text"].is_string(), "{}: line {} has no string \"text\"; found keys {}", path,
-               number, [&] {
-                 std::string keys;
-                 for (const auto& [key, value] : row.items()) keys += (keys.empty() ? "" : ", ") + key;
-                 return keys.empty() ? std::string("none") : keys;
-               }());
-    auto document = row["text"].get<std::string>();
-    if (!document.empty()) documents.push_back(std::move(document));
-  });
-  return documents;
-}
-
 }  // namespace
 
 TextFormat parse_text_format(std::string_view name) {
@@ -94,15 +76,22 @@ std::string join_wikitext(std::string_view raw) {
   return joined;
 }
 
-std::vector<std::string> read_text(const std::string& path, TextFormat format) {
+std::string read_utf8_file(const std::string& path) {
   std::string bytes = read_bytes(path);
   const size_t broken = find_invalid_utf8(bytes);
   CMOE_CHECK(broken == std::string_view::npos, "{}: byte {} is not UTF-8; expected UTF-8 text", path, broken);
+  return bytes;
+}
+
+std::vector<std::string> read_text(const std::string& path, TextFormat format) {
   if (format == TextFormat::automatic) format = text_format_of(path);
   std::vector<std::string> documents;
   if (format == TextFormat::jsonl) {
-    documents = read_json_lines(bytes, path);
+    for_each_json_row(path, [&](const JsonRow& row) {
+      if (!row.text("text").empty()) documents.push_back(row.text("text"));
+    });
   } else {
+    std::string bytes = read_utf8_file(path);
     if (format == TextFormat::wikitext) bytes = join_wikitext(bytes);
     if (bytes.find_first_not_of(" \t\r\n") != std::string::npos) documents.push_back(std::move(bytes));
   }

@@ -28,6 +28,10 @@ TextFormat text_format_of(std::string_view path);
 /// empty row, the others keep their newline; rows are joined by "\n\n".
 std::string join_wikitext(std::string_view raw);
 
+/// The bytes of a file, plain or gzip (by its content).
+/// @throws Error naming the file: unreadable, damaged gzip, not UTF-8 (with the byte offset in the unpacked file).
+std::string read_utf8_file(const std::string& path);
+
 /// Documents of a file, plain or gzip (by its content), valid UTF-8, none empty.
 /// @throws Error naming the file: unreadable, damaged gzip, not UTF-8 (with the byte offset in the unpacked file), a line of
 /// JSON lines without a "text" (with its number), no text at all.

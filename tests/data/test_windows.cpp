@@ -26,6 +26,17 @@ TEST(PythonRandom, EqualsCPython) {
   EXPECT_EQ(sum, 4170787962687u);
 }
 
+// `r = random.Random(1234); [r.sample(range(10), 3), ...]`: small populations are drawn from a list, large ones from a set.
+TEST(PythonRandom, SamplesAsCPython) {
+  PythonRandom random(1234);
+  EXPECT_THAT(random.sample(10, 3), ElementsAre(7, 1, 0));
+  EXPECT_THAT(random.sample(1000, 3), ElementsAre(92, 932, 965));
+  EXPECT_THAT(random.sample(1000, 8), ElementsAre(961, 826, 596, 35, 687, 709, 85, 100));
+  EXPECT_THAT(random.sample(80, 7), ElementsAre(45, 30, 2, 3, 77, 44, 61));
+  EXPECT_THAT(random.sample(5, 5), ElementsAre(4, 3, 0, 2, 1));
+  EXPECT_TRUE(random.sample(5, 0).empty());
+}
+
 TEST(Windows, RandomOffsetsArePythons) {
   EXPECT_THAT(random_offsets(233556, 2048, 8, 0), ElementsAre(221360, 100989, 198693, 110250, 10612, 67873, 134027, 127383));
   for (int64_t offset : random_offsets(9, 8, 100, 3)) EXPECT_EQ(offset, 0);

@@ -20,7 +20,7 @@ if [ -z "${CMOE_PEERS_VENV:-}" ] && [ ! -e "$venv/complete" ]; then
   python3 -c 'import ensurepip' 2>/dev/null || bash jobs/setup.sh python3-venv
   python3 -m venv "$venv"
   # gguf and accelerate are what transformers needs to read a GGUF file.
-  "$venv/bin/pip" install -q --disable-pip-version-check torch transformers safetensors tokenizers numpy h5py gguf accelerate peft
+  "$venv/bin/pip" install -q --disable-pip-version-check torch transformers safetensors tokenizers numpy h5py gguf accelerate peft lm_eval
   touch "$venv/complete"
 fi
 python=$venv/bin/python
@@ -79,4 +79,14 @@ for recipe in best authors; do
   compare "$work/demo/$recipe" "$work/demo/$recipe" "$text" 512
 done
 "$python" tests/peers/check_tokens.py --cmoe "$cmoe" --model "$work/demo/best" --peer "$work/demo/best" "$text"
+# Real rows where there are any, else the made-up ones of the tests.
+tasks=${CMOE_SHARED_DATA:-}/tasks
+if [ -e "$tasks/piqa.valid.jsonl.gz" ]; then
+  rows=(piqa="$tasks/piqa.valid.jsonl.gz" arc_easy="$tasks/arc_easy.validation.jsonl.gz" winogrande="$tasks/winogrande_xl.validation.jsonl.gz"
+    hellaswag="$tasks/hellaswag.val.rows0-1999.jsonl.gz" lambada_openai="$tasks/lambada_openai.test.rows0-1999.jsonl.gz")
+else
+  tasks=$PWD/tests/eval/fixtures/tasks
+  rows=(piqa="$tasks/piqa.validation.jsonl" arc_easy="$tasks/arc_easy.test.jsonl" winogrande="$tasks/winogrande.validation.jsonl")
+fi
+"$python" tests/peers/check_tasks.py --cmoe "$cmoe" --model "$work/smollm2" --work "$work/tasks" "${rows[@]/#/--rows=}"
 echo "tests/peers: passed"
