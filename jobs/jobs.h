@@ -9,6 +9,7 @@ int inspect(int argc, char** argv, Environment& environment);
 int tokenize(int argc, char** argv, Environment& environment);
 int profile(int argc, char** argv, Environment& environment);
 int carve(int argc, char** argv, Environment& environment);
+int analyze(int argc, char** argv, Environment& environment);
 int evaluate(int argc, char** argv, Environment& environment);
 int finetune(int argc, char** argv, Environment& environment);
 int merge(int argc, char** argv, Environment& environment);

@@ -100,13 +100,7 @@ Transformer::Transformer(const Checkpoint& checkpoint, std::shared_ptr<const Bac
                        .v = read.weight("self_attn.v_proj.weight", kv_size, d),
                        .o = read.weight("self_attn.o_proj.weight", d, q_size)};
     layer.ffn_norm = read.vector("post_attention_layernorm.weight", d);
-    if (ffn == LoadFfn::yes) {
-      if (config_.moe) {
-        layer.ffn = read.moe(config_, l, experts);
-      } else {
-        layer.ffn = read.ffn("mlp", d, config_.intermediate_size, false);
-      }
-    }
+    if (ffn == LoadFfn::yes) layer.ffn = read_ffn(checkpoint, *backend_, dtype, l, experts);
     layers_.push_back(std::move(layer));
   }
   final_norm_ = tensors.read("model.norm.weight", {d}, DType::f32);
@@ -114,6 +108,15 @@ Transformer::Transformer(const Checkpoint& checkpoint, std::shared_ptr<const Bac
               ? backend_->prepare(embedding_, dtype)
               : backend_->prepare(tensors.read("lm_head.weight", {config_.vocab_size, d}, dtype), dtype);
   rope_tables(config_, config_.max_position_embeddings, rope_cos_, rope_sin_);
+}
+
+std::variant<GatedFfn, MoeLayer> read_ffn(const Checkpoint& checkpoint, const Backend& backend, DType dtype, int64_t layer,
+                                          std::shared_ptr<const ExpertParallel> experts) {
+  const ModelConfig& config = checkpoint.config;
+  const Reader read(checkpoint, backend, dtype, fmt::format("model.layers.{}.", layer));
+  if (!config.moe) return read.ffn("mlp", config.hidden_size, config.intermediate_size, false);
+  if (!experts) experts = ExpertParallel::alone(config.num_hidden_layers, config.moe->num_routed_experts());
+  return read.moe(config, layer, std::move(experts));
 }
 
 DenseFfnTensors read_dense_ffn(const Checkpoint& checkpoint, int64_t layer, DType dtype) {

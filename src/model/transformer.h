@@ -105,6 +105,10 @@ class Transformer {
   Tensor rope_cos_, rope_sin_;  ///< [max_position_embeddings, head_dim / 2]
 };
 
+/// Reads and prepares one layer's FFN, dense or carved, as the Transformer does for all. `experts` as there.
+std::variant<GatedFfn, MoeLayer> read_ffn(const Checkpoint& checkpoint, const Backend& backend, DType dtype, int64_t layer,
+                                          std::shared_ptr<const ExpertParallel> experts = nullptr);
+
 /// Reads the dense FFN of one layer: gate and up [f, d], down [d, f].
 struct DenseFfnTensors {
   Tensor gate, up, down;

@@ -18,6 +18,5 @@ cmoe_configure_refusal(nccl "CMOE_NCCL is ON, but CUDA is off" -DCMOE_NCCL=ON)
 cmoe_configure_refusal(choice "CMOE_CUDA is 'PERHAPS'. expected AUTO, ON or OFF" -DCMOE_CUDA=PERHAPS)
 cmoe_test(backend/test_gram)
 cmoe_test(backend/test_cholesky)
-# Eigen is the oracle; the program itself does not use it.
-find_package(Eigen3 REQUIRED NO_MODULE)
+# Eigen is the oracle.
 target_link_libraries(test_backend_cholesky PRIVATE Eigen3::Eigen)
