@@ -19,10 +19,10 @@ namespace {
 // Of all sub-commands: one set for another command is no mistake.
 constexpr char kOptions[] =
     "adapter adapter-every balance balance-gamma batch batch-size calibration chat clip compensation config count dataset "
-    "dispatch-chunks dispatcher distill distill-weight documents dry-run dtype eval-dataset eval-every eval-windows expert- "
-    "parallel expert-rank expert-stats experts fewshot force ids-out iterations json k-act limit log-samples lora-alpha "
-    "lora-dropout lora-rank lora-targets lr marker match-layers max-batch max-memory max-step-tokens max-tokens model moe- "
-    "stats nll-weight no-router-scale out out-dtype partition path perplexity placement plan-link profile prompt quiet "
+    "dispatch-chunks dispatcher distill distill-weight documents dry-run dtype eval-dataset eval-every eval-windows "
+    "expert-parallel expert-rank expert-stats experts fewshot force ids-out iterations json k-act limit log-samples lora-alpha "
+    "lora-dropout lora-rank lora-targets lr marker match-layers max-batch max-memory max-step-tokens max-tokens model "
+    "moe-stats nll-weight no-router-scale out out-dtype partition path perplexity placement plan-link profile prompt quiet "
     "rank-timeout recipe recompute redundant-experts refit-lambda representative resume router router-lambda router-lr "
     "router-regression rslora samples save-every scale-lr schedule score seed selector seq-len shard-mb step-tokens stride "
     "system task-data tasks teacher teacher-rows temperature text text-format threads threshold-rate threshold-samples "
