@@ -31,6 +31,8 @@ void declare(Options& options, Evaluation& job) {
               {.least = 0});
   options.add("task-data", &job.task_data, "folder of JSON lines files TASK.SPLIT.jsonl[.gz] with the rows of the tasks");
   options.add("fewshot", &job.fewshot, "worked examples before every question of a task", {.least = 0, .most = 1000});
+  options.add("chat", &job.chat,
+              "put the questions of tasks through the model's chat template, worked examples as turns of it");
   options.add("limit", &job.limit, "documents of a task at most (of each subject of mmlu); 0 takes all", {.least = 0});
   options.add("log-samples", &job.log_samples, "write every document's requests and log likelihoods to this JSON lines file");
   options.add("step-tokens", &job.step_tokens, "tokens that a rank reads in one step of --tasks; changes no result in f32",

@@ -40,14 +40,16 @@ std::vector<Task> read_tasks(const Evaluation& job) {
 
 // One line a document: what was asked, what the model gave.
 void log_samples(const std::string& label, const Task& task, const std::vector<std::vector<TextScore>>& scores,
-                 std::string& lines) {
+                 const Tokenizer* chat, std::string& lines) {
   for (size_t i = 0; i < scores.size(); ++i) {
     const TaskDocument& document = task.documents[i];
     nlohmann::ordered_json line{{"model", label}, {"task", task.definition->name}, {"doc_id", i}};
     if (!document.subject.empty()) line["subject"] = document.subject;
     for (const TextScore& score : scores[i]) line["resps"].push_back({score.log_likelihood, score.greedy});
-    for (int64_t request = 0; request < document.requests(); ++request)
-      line["arguments"].push_back({task.before[i] + document.context(request), document.continuation(request)});
+    for (int64_t request = 0; request < document.requests(); ++request) {
+      const TaskRequest asked = task_request(task, i, request, chat);
+      line["arguments"].push_back({asked.context, asked.continuation});
+    }
     if (task.definition->kind == TaskKind::multiple_choice) {
       line["target"] = document.gold;
       line["acc"] = best_choice(document, scores[i], false) == document.gold ? 1 : 0;
@@ -68,7 +70,7 @@ ScoredModel score_model(const Evaluation& job, size_t index, const std::vector<T
   Timer timer;
   for (const Task& task : tasks) {
     const std::vector<std::vector<ScoredText>> questions =
-        encode_task(task, tokenizer, job.seq_len_given ? job.seq_len : positions);
+        encode_task(task, tokenizer, job.seq_len_given ? job.seq_len : positions, job.chat);
     const ScoringLimits limits{.step_tokens = job.step_tokens,
                                .greedy = task.definition->kind == TaskKind::last_word || !job.log_samples.empty()};
     std::optional<Progress> progress;
@@ -82,7 +84,8 @@ ScoredModel score_model(const Evaluation& job, size_t index, const std::vector<T
                                                                    });
     if (progress) progress->finish();
     scored.metrics.push_back(task_metrics(task, scores));
-    if (!job.log_samples.empty() && session.is_root()) log_samples(scored.label, task, scores, samples);
+    if (!job.log_samples.empty() && session.is_root())
+      log_samples(scored.label, task, scores, job.chat ? &tokenizer : nullptr, samples);
   }
   scored.seconds = timer.seconds();
   model.finish();

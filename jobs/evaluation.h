@@ -17,7 +17,7 @@ namespace cmoe::jobs {
 struct Evaluation {
   std::vector<std::string> models, adapters, datasets;
   std::string text_format = "auto", dtype = "f32", json, expert_stats, tasks, task_data, log_samples;
-  bool perplexity = false, update_card = false;
+  bool perplexity = false, update_card = false, chat = false;
   int64_t seq_len = 2048, windows = 0, stride = 0, fewshot = 0, limit = 0, step_tokens = 2048;
   bool seq_len_given = false;
   ExpertOptions experts;

@@ -15,7 +15,7 @@ TaskDocument choices_document(const JsonRow& row, std::string context, const std
   CMOE_CHECK(gold >= 0 && gold < static_cast<int64_t>(choices.size()),
              "{} names choice {} as the right one; expected one of its {} choices, counted from 0", row.where, gold,
              choices.size());
-  TaskDocument document{.gold = gold, .solved = context + " " + choices[static_cast<size_t>(gold)] + "\n\n"};
+  TaskDocument document{.gold = gold};
   document.contexts.push_back(std::move(context));
   for (const std::string& choice : choices) {
     document.continuations.push_back(" " + choice);
@@ -114,7 +114,6 @@ TaskDocument winogrande(const JsonRow& row) {
     document.lengths.push_back(python_length(document.contexts.back()));
   }
   document.continuations = {" " + std::string(python_strip(std::string_view(sentence).substr(blank + 1)))};
-  document.solved = document.contexts[static_cast<size_t>(gold)] + document.continuations[0] + "\n\n";
   return document;
 }
 

@@ -31,9 +31,12 @@ struct TaskDocument {
   std::vector<std::string> continuations;  ///< [choices] with the space before them, or [1] that all contexts share
   std::vector<int64_t> lengths;            ///< [choices] Unicode characters of a choice, the divisor of acc_norm
   int64_t gold = 0;                        ///< index of the right choice
-  std::string solved;                      ///< the question and its answer, as a shot
   std::string subject;                     ///< of MMLU
   int64_t words = 0, bytes = 0;            ///< of a rolling text, before it was detokenised
+
+  /// As a worked example: what is asked, and the right answer.
+  const std::string& question() const { return context(gold); }
+  std::string answer() const { return continuation(gold).substr(1); }
 
   int64_t requests() const { return static_cast<int64_t>(std::max(contexts.size(), continuations.size())); }
   const std::string& context(int64_t request) const {

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "base/parallel.h"
+#include "data/chat_template.h"
 #include "data/python_random.h"
 #include "data/python_text.h"
 #include "data/text.h"
@@ -89,16 +90,12 @@ class Shots {
                pool_.size(), needed, count);
   }
 
-  std::string before(const JsonRow& row, const TaskDocument& document) {
-    std::string text;
-    if (count_ == 0) return text;
-    for (const size_t index : draw(row, document)) text += documents_[index].solved;
-    return text;
-  }
+  const std::vector<TaskDocument>& pool() const { return documents_; }
 
- private:
+  /// Indices into pool().
   std::vector<size_t> draw(const JsonRow& row, const TaskDocument& document) {
     std::vector<size_t> drawn;
+    if (count_ == 0) return drawn;
     if (task_.shots == ShotRule::first) {
       const std::vector<size_t>& mine = of_subject_[document.subject];
       CMOE_CHECK(static_cast<int64_t>(mine.size()) >= count_,
@@ -126,6 +123,7 @@ class Shots {
     return drawn;
   }
 
+ private:
   const TaskDefinition& task_;
   int64_t count_;
   std::vector<JsonRow> pool_;
@@ -138,6 +136,24 @@ std::string description(const TaskDocument& document) {
   if (document.subject.empty()) return {};
   return fmt::format("The following are multiple choice questions (with answers) about {}.\n\n",
                      python_replace(document.subject, "_", " "));
+}
+
+std::string chat_context(const Tokenizer& tokenizer, const Task& task, size_t index, const std::string& question) {
+  std::vector<ChatMessage> messages;
+  const std::string system = description(task.documents[index]);
+  if (!system.empty()) messages.push_back({"system", system});
+  for (const size_t shot : task.shots_of[index]) {
+    messages.push_back({"user", task.examples[shot].question()});
+    messages.push_back({"assistant", task.examples[shot].answer()});
+  }
+  messages.push_back({"user", question});
+  try {
+    return apply_chat_template(tokenizer, messages, /*add_generation_prompt=*/true);
+  } catch (const Error&) {
+    if (system.empty()) throw;
+    messages.erase(messages.begin());
+    return apply_chat_template(tokenizer, messages, /*add_generation_prompt=*/true);
+  }
 }
 
 int32_t prefix_token(const Tokenizer& tokenizer) {
@@ -164,9 +180,10 @@ Task read_task(const TaskSource& source) {
   for (const JsonRow& row : read_rows(*task.definition, task.file)) {
     TaskDocument document = task.definition->document(row);
     if (source.limit > 0 && ++counts[document.subject] > source.limit) continue;
-    task.before.push_back(description(document) + shots.before(row, document));
+    task.shots_of.push_back(shots.draw(row, document));
     task.documents.push_back(std::move(document));
   }
+  task.examples = shots.pool();
   return task;
 }
 
@@ -212,7 +229,24 @@ std::vector<ScoredText> rolling_windows(const Tokenizer& tokenizer, const std::s
   return windows;
 }
 
-std::vector<std::vector<ScoredText>> encode_task(const Task& task, const Tokenizer& tokenizer, int64_t max_length) {
+TaskRequest task_request(const Task& task, size_t index, int64_t request, const Tokenizer* chat) {
+  const TaskDocument& document = task.documents[index];
+  TaskRequest made{.context = {}, .continuation = document.continuation(request)};
+  if (chat != nullptr) {
+    made.context = chat_context(*chat, task, index, document.context(request));
+    if (task.definition->kind == TaskKind::multiple_choice) made.continuation.erase(0, 1);
+    return made;
+  }
+  made.context = description(document);
+  for (const size_t shot : task.shots_of[index])
+    made.context += task.examples[shot].question() + " " + task.examples[shot].answer() + "\n\n";
+  made.context += document.context(request);
+  return made;
+}
+
+std::vector<std::vector<ScoredText>> encode_task(const Task& task, const Tokenizer& tokenizer, int64_t max_length, bool chat) {
+  CMOE_CHECK(!chat || !tokenizer.chat_template().empty(), "task {}: the model has no chat template; leave out --chat",
+             task.definition->name);
   std::vector<std::vector<ScoredText>> questions(task.documents.size());
   parallel_for(static_cast<int64_t>(questions.size()), 1, [&](int64_t begin, int64_t end) {
     for (auto i = static_cast<size_t>(begin); i < static_cast<size_t>(end); ++i) {
@@ -222,9 +256,10 @@ std::vector<std::vector<ScoredText>> encode_task(const Task& task, const Tokeniz
         continue;
       }
       const std::string where = fmt::format("{}: document {}", task.file, i);
-      for (int64_t request = 0; request < document.requests(); ++request)
-        questions[i].push_back(encode_request(tokenizer, task.before[i] + document.context(request),
-                                              document.continuation(request), max_length, where));
+      for (int64_t request = 0; request < document.requests(); ++request) {
+        const TaskRequest asked = task_request(task, i, request, chat ? &tokenizer : nullptr);
+        questions[i].push_back(encode_request(tokenizer, asked.context, asked.continuation, max_length, where));
+      }
     }
   });
   return questions;

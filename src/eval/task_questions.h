@@ -25,7 +25,8 @@ struct Task {
   std::string file;
   int64_t shots = 0;
   std::vector<TaskDocument> documents;
-  std::vector<std::string> before;  ///< [documents] description and shots, which precede each of its contexts
+  std::vector<TaskDocument> examples;         ///< the pool of worked examples
+  std::vector<std::vector<size_t>> shots_of;  ///< [documents] examples before it, in their order
 };
 
 /// Reads a task and draws its shots as lm-evaluation-harness does: `random.Random(1234)`, document after document.
@@ -44,7 +45,17 @@ ScoredText encode_request(const Tokenizer& tokenizer, const std::string& context
 /// scored once. Source: lm_eval/utils.py, get_rolling_token_windows with context_len = 1.
 std::vector<ScoredText> rolling_windows(const Tokenizer& tokenizer, const std::string& text, int64_t max_length);
 
+/// What is scored for one request of a document.
+struct TaskRequest {
+  std::string context, continuation;
+};
+/// @param chat  the tokenizer whose chat template wraps the context, or null: description as the system's message, each worked
+/// example as a user's and an assistant's, the question as the user's last; choices then have no space before them. A template
+/// that knows no system is given none. Source: lm_eval/api/task.py, fewshot_context with fewshot_as_multiturn.
+TaskRequest task_request(const Task& task, size_t document, int64_t request, const Tokenizer* chat);
+
 /// The texts of every document: one a request, or the windows of a rolling text. Works on all threads.
-std::vector<std::vector<ScoredText>> encode_task(const Task& task, const Tokenizer& tokenizer, int64_t max_length);
+std::vector<std::vector<ScoredText>> encode_task(const Task& task, const Tokenizer& tokenizer, int64_t max_length,
+                                                 bool chat = false);
 
 }  // namespace cmoe

@@ -93,7 +93,7 @@ def make_task(task, name, files, shots):
     return ConfigurableTask(config=config)
 
 
-def run(model, task, rows, shot_rows, split, shots):
+def run(model, task, rows, shot_rows, split, shots, chat=False):
     """Requests, responses and figures of one task, by document. rows by subject where the task has subjects."""
     import lm_eval
 
@@ -109,7 +109,8 @@ def run(model, task, rows, shot_rows, split, shots):
                     path.write_text("".join(json.dumps(r) + "\n" for r in mine))
                     files[key] = str(path)
             tasks.append(make_task(task, name, files, shots))
-        result = lm_eval.simple_evaluate(model=model, tasks=tasks, num_fewshot=shots, log_samples=True, bootstrap_iters=2)
+        result = lm_eval.simple_evaluate(model=model, tasks=tasks, num_fewshot=shots, log_samples=True, bootstrap_iters=2,
+                                         apply_chat_template=chat, fewshot_as_multiturn=chat)
     made = {"samples": [], "results": {}}
     for name in names:
         samples = sorted(result["samples"][name], key=lambda s: s["doc_id"])
@@ -155,6 +156,8 @@ def main():
             if kept:
                 (OUT / f"{task}.{name}.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept))
         golden[task] = {str(n): run(model, task, rows, shot_rows, split, n) for n in sorted({0, shots})}
+        if task in ("piqa", "winogrande", "mmlu", "lambada_openai"):
+            golden[task][f"{shots} chat"] = run(model, task, rows, shot_rows, split, shots, chat=True)
     (OUT / "golden.json").write_text(json.dumps(golden, ensure_ascii=False, indent=0) + "\n")
     print(f"{OUT}: {', '.join(golden)}")
 

@@ -32,9 +32,10 @@ TEST(Tasks, EqualTheHarness) {
   for (const auto& [name, by_shots] : golden.items()) {
     for (const auto& [shots, expected] : by_shots.items()) {
       const ::testing::ScopedTrace trace(__FILE__, __LINE__, name + " with " + shots + " shots");
+      const bool chat = shots.ends_with(" chat");
       const Task task = read_task({.task = name, .folder = kTasks, .shots = std::stoll(shots)});
-      const auto scores =
-          score_texts(model, encode_task(task, tokenizer, checkpoint.config.max_position_embeddings), {.greedy = true}, world);
+      const auto scores = score_texts(model, encode_task(task, tokenizer, checkpoint.config.max_position_embeddings, chat),
+                                      {.greedy = true}, world);
       ASSERT_EQ(task.documents.size(), expected["samples"].size());
       // The harness keeps MMLU's subjects apart.
       std::vector<size_t> order(task.documents.size());
@@ -54,8 +55,9 @@ TEST(Tasks, EqualTheHarness) {
         ASSERT_EQ(document.requests(), static_cast<int64_t>(sample["arguments"].size()));
         for (int64_t r = 0; r < document.requests(); ++r) {
           const auto at = static_cast<size_t>(r);
-          EXPECT_EQ(task.before[order[i]] + document.context(r), sample["arguments"][at][0]);
-          EXPECT_EQ(document.continuation(r), sample["arguments"][at][1]);
+          const TaskRequest asked = task_request(task, order[i], r, chat ? &tokenizer : nullptr);
+          EXPECT_EQ(asked.context, sample["arguments"][at][0]);
+          EXPECT_EQ(asked.continuation, sample["arguments"][at][1]);
           const double value = sample["resps"][at][0];
           EXPECT_NEAR(scores[order[i]][at].log_likelihood, value, 1e-4 + 3e-6 * std::abs(value));
           EXPECT_EQ(scores[order[i]][at].greedy, sample["resps"][at][1]);
@@ -79,6 +81,15 @@ TEST(Tasks, EqualTheHarness) {
       EXPECT_EQ(compared, figures);
     }
   }
+}
+
+TEST(Tasks, RefuseAChatWithoutATemplate) {
+  const TemporaryDirectory folder;
+  write_text(folder / "tokenizer.json", read_text(fixture("tiny-llama") + "/tokenizer.json"));
+  const Task task = read_task({.task = "piqa", .folder = kTasks});
+  const Tokenizer tokenizer = load_tokenizer(folder / "tokenizer.json");
+  EXPECT_THAT(refusal([&] { encode_task(task, tokenizer, 256, /*chat=*/true); }),
+              HasSubstr("task piqa: the model has no chat template; leave out --chat"));
 }
 
 class TaskFiles : public ::testing::Test {
@@ -121,7 +132,8 @@ TEST_F(TaskFiles, OfficialFormsAreRead) {
   const Task boolq =
       read_task({.task = "boolq", .file = file("b.jsonl", R"({"passage": "p", "question": "q", "answer": true})")});
   EXPECT_EQ(boolq.documents[0].gold, 1);
-  EXPECT_EQ(boolq.documents[0].solved, "p\nQuestion: q?\nAnswer: yes\n\n");
+  EXPECT_EQ(boolq.documents[0].question(), "p\nQuestion: q?\nAnswer:");
+  EXPECT_EQ(boolq.documents[0].answer(), "yes");
 
   const std::string own = R"({"query": "Q", "choices": ["x", "größer"], "gold": 1})";
   const Task choices = read_task({.task = "multiple_choice", .file = file("own.jsonl", own)});

@@ -88,6 +88,17 @@ TEST_F(EvaluateTasks, ComparesModelsOnAnyNumberOfRanks) {
   }
 }
 
+TEST_F(EvaluateTasks, ChatPutsQuestionsIntoTheTemplate) {
+  const std::string samples = folder_ / "samples.jsonl";
+  const ProgramResult done =
+      run({"--tasks", "mmlu", "--task-data", kTasks, "--fewshot", "1", "--chat", "--limit", "1", "--log-samples", samples});
+  ASSERT_EQ(done.code, 0) << done.err;
+  const std::string lines = read_text(samples);
+  const json sample = json::parse(lines.substr(0, lines.find('\n')));
+  EXPECT_THAT(sample["arguments"][0][0].get<std::string>(), HasSubstr("<|im_start|>system\nThe following are multiple choice"));
+  EXPECT_EQ(sample["arguments"][0][1], "A");
+}
+
 TEST_F(EvaluateTasks, CardKeepsItsTablesApart) {
   const std::string text = fixture("text") + "/valid.txt";
   const auto carved_only = [&](std::vector<std::string> words) {
