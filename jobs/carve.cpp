@@ -23,7 +23,7 @@ struct Job {
   // Single choices of a recipe; empty leaves the recipe's.
   std::string marker, score, partition, representative, router, selector, compensation, calibration;
   double router_lambda = -1, refit_lambda = -1;
-  int64_t iterations = -1, seed = 0, shard_mb = 4096;
+  int64_t iterations = -1, energy_rounds = -1, seed = 0, shard_mb = 4096;
   bool force = false, dry_run = false;
 };
 
@@ -40,6 +40,7 @@ Recipe chosen_recipe(const Job& job) {
   if (job.router_lambda >= 0) recipe.router_lambda = job.router_lambda;
   if (job.refit_lambda >= 0) recipe.refit_lambda = job.refit_lambda;
   if (job.iterations >= 0) recipe.iterations = job.iterations;
+  if (job.energy_rounds >= 0) recipe.energy_rounds = job.energy_rounds;
   return recipe;
 }
 
@@ -95,6 +96,9 @@ int carve(int argc, char** argv, Environment& environment) {
   options.add("partition", &job.partition,
               "of routed neurons: markers_l1, markers_squared_l2, markers_l2, cosine, contiguous or random");
   options.add("iterations", &job.iterations, "rounds of balanced assignment at most; -1 leaves the recipe's", {.least = -1});
+  options.add("energy-rounds", &job.energy_rounds,
+              "rounds that then move neurons so that what runs holds more energy, at most; 0 for none, -1 leaves the recipe's",
+              {.least = -1});
   options.add("representative", &job.representative, "neuron that an analytical router reads: nearest or highest_rate");
   options.add("router", &job.router, "linear, analytical or authors");
   options.add("selector", &job.selector, "topk, or threshold (the mean number of active experts is kept)");

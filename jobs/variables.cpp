@@ -19,7 +19,8 @@ namespace {
 // Of all sub-commands: one set for another command is no mistake.
 constexpr char kOptions[] =
     "adapter adapter-every balance balance-gamma batch batch-size calibration chat clip compensation config count dataset "
-    "dispatch-chunks dispatcher distill distill-weight documents dry-run dtype eval-dataset eval-every eval-windows "
+    "dispatch-chunks dispatcher distill distill-weight documents dry-run dtype energy-rounds eval-dataset eval-every "
+    "eval-windows "
     "expert-parallel expert-rank expert-stats experts fewshot force ids-out iterations json k-act limit log-samples lora-alpha "
     "lora-dropout lora-rank lora-targets lr marker match-layers max-batch max-memory max-step-tokens max-tokens model "
     "moe-stats nll-weight no-router-scale out out-dtype partition path perplexity placement plan-link profile prompt quiet "

@@ -10,6 +10,7 @@
 #include "carve/compensate.h"
 #include "carve/fit_router.h"
 #include "carve/partition.h"
+#include "carve/refine_energy.h"
 #include "carve/select_neurons.h"
 #include "comm/kth_largest.h"
 
@@ -55,17 +56,20 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
   const std::vector<double> score = score_neurons(recipe.score, statistics, dense.down, seed, layer);
   carved.shared = highest_neurons(score, (recipe.routed ? shape.shared : shape.shared + shape.active) * m);
 
-  // Routed experts: balanced clusters of m of the remaining neurons.
+  // Routed experts: balanced clusters of m of the remaining neurons, refined together with the shared ones.
   if (recipe.routed && shape.routed() > 0) {
     const Partitioned parts = partition_neurons(backend, recipe, remaining_neurons(f, carved.shared), shape.routed(), dense,
                                                 activations, statistics, seed, layer, comm);
-    carved.experts = parts.experts;
+    NeuronPartition partition{.shared = carved.shared, .experts = parts.experts, .representatives = parts.representatives};
+    refine_energy(backend, recipe, shape, dense, activations, statistics, comm, partition);
+    carved.shared = partition.shared;
+    carved.experts = partition.experts;
     times.lap("partition");
     if (recipe.router == RouterKind::linear) {
       const Tensor norms = expert_output_norms(backend, activations.h, dense.down, carved.experts);
       fit_linear_router(backend, activations.input, norms, recipe.router_lambda, activations.chunks, comm, carved);
     } else {
-      build_analytical_router(dense, parts.representatives, carved);
+      build_analytical_router(dense, partition.representatives, carved);
     }
     if (recipe.selector == Selector::threshold) {
       carved.threshold = calibrated_threshold(backend, carved, shape, activations, comm);

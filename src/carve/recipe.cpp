@@ -71,7 +71,7 @@ std::string to_string(const ExpertShape& shape) { return fmt::format("S{}A{}E{}"
 
 bool Recipe::from_profile_alone() const {
   return calibration == Calibration::dense && compensation == Compensation::none && partition != Partition::cosine &&
-         (!routed || (router != RouterKind::linear && selector == Selector::topk));
+         energy_rounds == 0 && (!routed || (router != RouterKind::linear && selector == Selector::topk));
 }
 
 bool Recipe::needs_markers() const {
@@ -92,6 +92,7 @@ std::string Recipe::describe() const {
   line("score", name_of(score));
   line("partition", name_of(partition));
   line("iterations", iterations);
+  line("energy-rounds", energy_rounds);
   line("representative", name_of(representative));
   line("routed", routed ? "yes" : "no");
   line("router", name_of(router));
@@ -110,6 +111,7 @@ Recipe recipe_by_name(const std::string& name) {
                .score = Score::activation_rate,
                .partition = Partition::markers_l2,
                .iterations = 6,
+               .energy_rounds = 0,
                .router = RouterKind::analytical,
                .selector = Selector::topk,
                .compensation = Compensation::none,

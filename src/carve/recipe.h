@@ -59,7 +59,8 @@ struct Recipe {
   Marker marker = Marker::raw;
   Score score = Score::mass;
   Partition partition = Partition::cosine;
-  int64_t iterations = 6;  ///< rounds of assignment at most
+  int64_t iterations = 6;      ///< rounds of assignment at most
+  int64_t energy_rounds = 12;  ///< rounds of refine_energy() after it at most; 0 for none
   Representative representative = Representative::nearest;
   bool routed = true;  ///< false: static, the S + A share of neurons kept and no router
   RouterKind router = RouterKind::linear;
