@@ -96,9 +96,7 @@ ScoredModel score_model(const Evaluation& job, size_t index, const std::vector<T
 
 std::string comparison(const std::vector<Task>& tasks, const std::vector<ScoredModel>& models) {
   Table table({"task", "shots", "documents", "metric", "model", "active FFN", "value", "std err", "minus first", "std err"});
-  const auto number = [](double value, const char* sign) {
-    return fmt::format(fmt::runtime(fmt::format("{{:{}.4f}}", sign)), value);
-  };
+  const auto four = [](double value) { return fmt::format("{:.4f}", value); };
   for (size_t t = 0; t < tasks.size(); ++t) {
     for (size_t m = 0; m < models[0].metrics[t].size(); ++m) {
       const TaskMetric& first = models[0].metrics[t][m];
@@ -109,9 +107,9 @@ std::string comparison(const std::vector<Task>& tasks, const std::vector<ScoredM
         const auto [difference, error] =
             paired ? paired_difference(metric.per_document, first.per_document) : std::pair(0.0, 0.0);
         table.add_row({metric.task, std::to_string(tasks[t].shots), std::to_string(metric.documents), metric.metric,
-                       model.label, fmt::format("{:.3f}", model.active_fraction), number(metric.value, ""),
-                       metric.error ? number(*metric.error, "") : "", paired ? number(difference, "+") : "",
-                       paired ? number(error, "") : ""});
+                       model.label, fmt::format("{:.3f}", model.active_fraction), four(metric.value),
+                       metric.error ? four(*metric.error) : "", paired ? fmt::format("{:+.4f}", difference) : "",
+                       paired ? four(error) : ""});
       }
     }
   }
@@ -142,6 +140,7 @@ nlohmann::ordered_json to_json(const std::vector<Task>& tasks, const std::vector
   return json;
 }
 
+// Adds what was measured to the README.md of every folder that cmoe wrote.
 void update_cards(const Evaluation& job, const std::vector<Task>& tasks, const std::vector<ScoredModel>& models) {
   for (size_t i = 0; i < models.size(); ++i) {
     if (!job.adapter(i).empty()) continue;

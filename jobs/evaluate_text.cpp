@@ -90,6 +90,7 @@ nlohmann::ordered_json to_json(const std::vector<Evaluated>& all) {
   return json;
 }
 
+// Adds what was measured to the README.md of every folder that cmoe wrote.
 void update_cards(const std::vector<Evaluated>& all, const Evaluation& job) {
   std::string texts;
   for (const std::string& dataset : job.datasets)
