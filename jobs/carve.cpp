@@ -156,6 +156,10 @@ int carve(int argc, char** argv, Environment& environment) {
     for (const auto& [stage, seconds] : summary.stage_seconds)
       stages += fmt::format("{}{} {:.1f} s", stages.empty() ? "" : ", ", stage, seconds);
     if (!stages.empty()) log_info("time by stage: {}", stages);
+    if (std::isfinite(summary.energy_before)) {
+      log_info("energy that a perfect router runs, mean of the layers: {:.2f} % before neurons moved, {:.2f} % after",
+               100 * summary.energy_before, 100 * summary.energy_after);
+    }
     if (std::isfinite(summary.calibration_nll)) {
       log_info("loss on the calibration tokens: dense {:.4f}, carved {:.4f} nats per token", profile.dense_nll(),
                summary.calibration_nll);

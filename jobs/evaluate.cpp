@@ -1,6 +1,8 @@
 // cmoe evaluate: models side by side, by perplexity of text or by the tasks of lm-evaluation-harness.
 
+#include <algorithm>
 #include <cstdio>
+#include <initializer_list>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -45,9 +47,20 @@ void declare(Options& options, Evaluation& job) {
   job.experts.declare(options);
 }
 
-void check(const Evaluation& job) {
+// An option that has no part in what is measured would be lost in silence.
+void refuse_options_of(const Options& options, const char* measurement, std::initializer_list<const char*> names) {
+  for (const char* name : names)
+    CMOE_CHECK(!options.given(name), "evaluate: --{} belongs to {}; leave it out", name, measurement);
+}
+
+void check(const Evaluation& job, const Options& options) {
   CMOE_CHECK(job.perplexity != !job.tasks.empty(), "evaluate: say what to measure; expected --perplexity or --tasks{}",
              job.perplexity ? ", not both" : "");
+  if (job.perplexity) {
+    refuse_options_of(options, "--tasks", {"task-data", "fewshot", "chat", "limit", "log-samples", "step-tokens"});
+  } else {
+    refuse_options_of(options, "--perplexity", {"dataset", "text-format", "windows", "stride"});
+  }
   CMOE_CHECK(!job.perplexity || !job.datasets.empty(), "evaluate: no text; expected --dataset FILE with --perplexity");
   CMOE_CHECK(job.models.size() == 1 || (job.experts.moe_stats.empty() && job.experts.trace.empty()),
              "evaluate: --moe-stats and --trace with {} models; expected one model, whose layers they tell of",
@@ -63,8 +76,9 @@ void print_plan(const Evaluation& job, Session& session) {
   for (const std::string& path : job.models) {
     const Checkpoint checkpoint = open_checkpoint(path);
     const ModelConfig& config = checkpoint.config;
-    const int64_t cache = job.perplexity ? KvCache::bytes(config, job.seq_len) / config.num_hidden_layers
-                                         : std::max(ScoringLimits().cache_bytes, KvCache::bytes(config, job.seq_len));
+    const int64_t longest = job.perplexity || job.seq_len_given ? job.seq_len : config.max_position_embeddings;
+    const int64_t cache = job.perplexity ? KvCache::bytes(config, longest) / config.num_hidden_layers
+                                         : std::max(ScoringLimits().cache_bytes, KvCache::bytes(config, longest));
     const int64_t rows = job.perplexity ? job.seq_len : job.step_tokens;
     if (session.is_root())
       print_expert_plan(job.experts, checkpoint, parse_dtype(job.dtype), ranks, cache, activation_bytes(config, rows));
@@ -84,7 +98,7 @@ int evaluate(int argc, char** argv, Environment& environment) {
   session.declare(options);
   if (!session.parse(options, argc, argv)) return 0;
   job.seq_len_given = options.given("seq-len");
-  check(job);
+  check(job, options);
   if (job.experts.dry_run) {
     print_plan(job, session);
     return 0;

@@ -32,6 +32,8 @@ std::vector<Task> read_tasks(const Evaluation& job) {
     begin = end + 1;
     const size_t equals = std::min(item.find('='), item.size());
     TaskSource source{.task = item.substr(0, equals), .folder = job.task_data, .shots = job.fewshot, .limit = job.limit};
+    for (const Task& task : tasks)
+      CMOE_CHECK(task.definition->name != source.task, "evaluate: task {} is named twice in --tasks", source.task);
     if (equals < item.size()) source.file = item.substr(equals + 1);
     tasks.push_back(read_task(source));
   }

@@ -1,5 +1,6 @@
 #include "analysis/expert_weights.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "analysis/linear_assignment.h"

@@ -1,6 +1,7 @@
 #include "analysis/measures.h"
 
 #include <Eigen/Dense>
+#include <algorithm>
 #include <cmath>
 #include <limits>
 

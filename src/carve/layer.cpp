@@ -61,7 +61,7 @@ CarvedLayer carve_layer(const Backend& backend, const Recipe& recipe, const Expe
     const Partitioned parts = partition_neurons(backend, recipe, remaining_neurons(f, carved.shared), shape.routed(), dense,
                                                 activations, statistics, seed, layer, comm);
     NeuronPartition partition{.shared = carved.shared, .experts = parts.experts, .representatives = parts.representatives};
-    refine_energy(backend, recipe, shape, dense, activations, statistics, comm, partition);
+    carved.energy = refine_energy(backend, recipe, shape, dense, activations, statistics, comm, partition);
     carved.shared = partition.shared;
     carved.experts = partition.experts;
     times.lap("partition");

@@ -43,6 +43,7 @@ struct CarvedLayer {
   Tensor down;                 ///< [d, f] f32: the down-projection to slice from (refit, or the dense one)
   Tensor compensation_bias;    ///< [d], or undefined
   Tensor expert_bias;          ///< [R, d], or undefined
+  std::vector<double> energy;  ///< [rounds] of refine_energy(): the share that ran in the partition each round began with
   StageSeconds stage_seconds;  ///< time of this rank in each stage of the carve
 };
 

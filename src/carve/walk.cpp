@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/progress.h"
@@ -27,6 +28,11 @@ std::vector<int64_t> tokens_per_expert(const Routing& routing, size_t experts, C
   for (int32_t e : routing.expert_idx) ++tokens[static_cast<size_t>(e)];
   comm.all_reduce_sum(tokens);
   return tokens;
+}
+
+// NaN for none.
+double mean_of(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
 int64_t expected_active_neurons(const ExpertShape& shape, int64_t f) {
@@ -75,6 +81,7 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
   CarveSummary summary;
   summary.expert_loads.tokens = chunks.total_tokens;
   int64_t active_pairs = 0, shared_neurons = 0;
+  std::vector<double> energy_before, energy_after;  // of the layers
   std::vector<Marker> markers;
   if (options.recipe.needs_markers()) markers.push_back(options.recipe.marker);
   StageTimes times;
@@ -99,6 +106,10 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
     const CarvedLayer carved =
         carve_layer(*backend, options.recipe, options.shape, dense, activations, statistics, l, options.seed, comm);
     times.add(carved.stage_seconds);
+    if (!carved.energy.empty()) {
+      energy_before.push_back(carved.energy.front());
+      energy_after.push_back(carved.energy.back());
+    }
     const Routing routing = calibration_routing(*backend, carved, options.shape, activations.input);
     summary.expert_loads.layers.push_back(tokens_per_expert(routing, carved.experts.size(), comm));
     for (int64_t tokens : summary.expert_loads.layers.back()) active_pairs += tokens;
@@ -117,6 +128,8 @@ CarveSummary carve_model(const Checkpoint& checkpoint, std::shared_ptr<const Bac
   progress.finish();
 
   const double layer_tokens = static_cast<double>(chunks.total_tokens) * static_cast<double>(profile.layers());
+  summary.energy_before = mean_of(energy_before);
+  summary.energy_after = mean_of(energy_after);
   summary.stage_seconds = times.totals();
   summary.active_fraction = (static_cast<double>(shared_neurons) / static_cast<double>(profile.layers()) +
                              static_cast<double>(active_pairs) / layer_tokens * static_cast<double>(m)) /

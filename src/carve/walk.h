@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 
 #include "carve/layer.h"
 #include "carve/profile.h"
@@ -21,6 +22,9 @@ struct CarveOptions {
 struct CarveSummary {
   double calibration_nll = 0;  ///< nats per token of the carved model; NaN when the carve ran no forward pass
   double active_fraction = 0;  ///< share of FFN neurons computed per calibration token
+  /// Of the activations' energy, the share that ran before neurons moved by it and in the last round: means over the layers
+  /// where they did, or NaN.
+  double energy_before = std::numeric_limits<double>::quiet_NaN(), energy_after = energy_before;
   StageSeconds stage_seconds;  ///< time of this rank in each stage, over all layers
   ExpertLoads expert_loads;    ///< of the calibration tokens; no layers when the carve routed none
 };

@@ -1,6 +1,7 @@
 #include "eval/score_texts.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 
@@ -74,7 +75,11 @@ class Scorer {
     Tensor scored(DType::f32, {static_cast<int64_t>(rows.size()), hidden.dim(1)});
     model_.backend().gather_rows(hidden, rows, scored);
     const std::vector<double> nll = model_.token_nll(scored, targets);
-    for (size_t i = 0; i < rows.size(); ++i) owners[i]->log_likelihood -= nll[i];
+    for (size_t i = 0; i < rows.size(); ++i) {
+      CMOE_CHECK(std::isfinite(nll[i]), "evaluate: token {} has the log likelihood {}; the model's logits are not finite",
+                 targets[i], -nll[i]);
+      owners[i]->log_likelihood -= nll[i];
+    }
     if (limits_.greedy) find_greedy(hidden, rows, targets, owners);
   }
 

@@ -83,6 +83,12 @@ TEST(Walk, ProfileAndCarveAreThoseOfOneRankToTheBit) {
     EXPECT_EQ(carve(recipe_by_name(name), many, world, &summary), carve(recipe_by_name(name), one, *alone, &summary_alone));
     EXPECT_EQ(summary.active_fraction, summary_alone.active_fraction);
     EXPECT_NEAR(summary.active_fraction, 0.75, 1e-9);
+    EXPECT_EQ(std::isnan(summary.energy_before), recipe_by_name(name).energy_rounds == 0);
+    if (recipe_by_name(name).energy_rounds > 0) {
+      EXPECT_GT(summary.energy_after, summary.energy_before);
+      EXPECT_LT(summary.energy_after, 1);
+      EXPECT_EQ(summary.energy_after, summary_alone.energy_after);
+    }
     EXPECT_EQ(std::isnan(summary.calibration_nll), recipe_by_name(name).calibration == Calibration::dense);
     if (!std::isnan(summary.calibration_nll)) {
       EXPECT_EQ(summary.calibration_nll, summary_alone.calibration_nll);

@@ -9,6 +9,7 @@
 #include "eval/perplexity.h"
 #include "moe/recorder.h"
 #include "support/refusal.h"
+#include "support/spread_experts.h"
 #include "support/world.h"
 
 namespace cmoe {
@@ -74,18 +75,14 @@ TEST_P(Perplexity, DoesNotDependOnTheRanks) {
   if (!checkpoint.config.moe) return;
 
   // Experts spread over all ranks, and over pairs of ranks.
-  const auto routed = static_cast<int32_t>(checkpoint.config.moe->num_routed_experts());
   ExpertCounter counted_alone(checkpoint.config);
   evaluate_perplexity(one, windows, *alone, &counted_alone);
   for (const int group_size : {world.size(), 2}) {
     if (world.size() % group_size != 0) continue;
-    const auto group = world.split(world.rank() / group_size);
-    const std::vector<ExpertPlacement> placement(static_cast<size_t>(checkpoint.config.num_hidden_layers),
-                                                 ExpertPlacement::contiguous(routed, group_size));
-    const auto parallel = std::make_shared<ExpertParallel>(*group, placement, DispatcherOptions{});
-    const Transformer model(checkpoint, backend, DType::f32, Transformer::LoadFfn::yes, parallel);
+    const SpreadExperts spread(checkpoint.config, world, group_size);
+    const Transformer model(checkpoint, backend, DType::f32, Transformer::LoadFfn::yes, spread.parallel);
     ExpertCounter counter(checkpoint.config);
-    MoeRecorder recorder(parallel, world, /*keep_calls=*/true);
+    MoeRecorder recorder(spread.parallel, world, /*keep_calls=*/true);
     MoeObserverList observers;
     observers.add(&counter);
     observers.add(&recorder);

@@ -2,12 +2,14 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
 
 #include "base/random.h"
 #include "data/python_random.h"
 #include "eval/score_texts.h"
 #include "eval/scoring_plan.h"
 #include "support/refusal.h"
+#include "support/spread_experts.h"
 #include "support/tiny_model.h"
 #include "support/world.h"
 
@@ -128,19 +130,28 @@ TEST_P(ScoreTexts, DoesNotDependOnRanksOrLimits) {
     EXPECT_EQ(rows, all_rows);
   }
   if (!checkpoint.config.moe) return;
-  const auto routed = static_cast<int32_t>(checkpoint.config.moe->num_routed_experts());
   for (const int group_size : {world.size(), 2}) {
     if (world.size() % group_size != 0) continue;
-    const auto group = world.split(world.rank() / group_size);
-    const std::vector<ExpertPlacement> placement(static_cast<size_t>(checkpoint.config.num_hidden_layers),
-                                                 ExpertPlacement::contiguous(routed, group_size));
-    const auto parallel = std::make_shared<ExpertParallel>(*group, placement, DispatcherOptions{});
-    const Transformer model(checkpoint, backend, DType::f32, Transformer::LoadFfn::yes, parallel);
+    const SpreadExperts spread(checkpoint.config, world, group_size);
+    const Transformer model(checkpoint, backend, DType::f32, Transformer::LoadFfn::yes, spread.parallel);
     same(score_texts(model, questions, {.step_tokens = 50, .greedy = true}, world), expected);
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(Models, ScoreTexts, ::testing::Values("tiny-llama", "tiny-cmoe-threshold"));
+
+TEST(ScoreTextsRefusals, LogitsThatAreNotFinite) {
+  const TemporaryDirectory folder;
+  write_tiny_variant(folder / "model", [](auto& tensors, auto&) {
+    for (float& weight : tensors["model.norm.weight"].template span<float>()) weight = std::numeric_limits<float>::max();
+  });
+  const Transformer model(open_checkpoint(folder / "model"), make_cpu_backend(), DType::f32);
+  const Questions questions{{{.tokens = {1, 2, 3}, .score_from = 2}}};
+  const auto alone = test_world().split(test_world().rank());
+  EXPECT_THAT(refusal([&] { score_texts(model, questions, {}, *alone); }),
+              ::testing::AllOf(::testing::HasSubstr("token 3 has the log likelihood "),
+                               ::testing::HasSubstr("the model's logits are not finite")));
+}
 
 TEST(ScoringPlan, ReadsWhatQuestionsShareOnce) {
   // Four questions with 100 tokens in common, each with 10 of its own and choices that differ in their one token.

@@ -3,6 +3,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "support/carved_model.h"
 #include "support/program.h"
 #include "support/tiny_model.h"
 
@@ -15,17 +16,11 @@ using ::testing::HasSubstr;
 class Analyze : public ::testing::Test {
  protected:
   TemporaryDirectory folder_;
+  std::string carved_;
 
   std::string carved() {
-    const std::string path = folder_ / "carved", profile = folder_ / "profile.h5";
-    for (const std::vector<std::string>& words :
-         {std::vector<std::string>{"profile", "--model", fixture("tiny-llama"), "--dataset", fixture("text") + "/train.txt",
-                                   "--samples", "4", "--seq-len", "128", "--out", profile},
-          {"carve", "--model", fixture("tiny-llama"), "--profile", profile, "--experts", "S3A3E8", "--out", path}}) {
-      const ProgramResult done = run_cmoe(words);
-      EXPECT_EQ(done.code, 0) << done.err;
-    }
-    return path;
+    if (carved_.empty()) carved_ = carve_tiny_llama(folder_.path().string());
+    return carved_;
   }
 };
 
@@ -57,8 +52,11 @@ TEST_F(Analyze, WritesTheSameReportOnAnyNumberOfRanks) {
   EXPECT_TRUE(alone["layers"][0]["weights"]["up"].contains("matched"));
   EXPECT_FALSE(alone["layers"][2]["weights"]["up"].contains("matched"));
 
-  EXPECT_THAT(run_cmoe({"analyze", "--model", model, "--out", folder_ / "report"}).err,
-              HasSubstr("report/: exists; pass --force"));
+  for (const int ranks : {1, 2}) {
+    const ProgramResult exists = run_cmoe({"analyze", "--model", model, "--out", folder_ / "report"}, {.ranks = ranks});
+    EXPECT_EQ(exists.code, 2);
+    EXPECT_THAT(exists.err, HasSubstr("report/: exists; pass --force"));
+  }
 }
 
 TEST_F(Analyze, RefusesADenseModel) {

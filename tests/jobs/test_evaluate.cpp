@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "support/carved_model.h"
 #include "support/program.h"
 #include "support/tiny_model.h"
 
@@ -19,18 +20,11 @@ const std::string kTasks = std::string(CMOE_SOURCE_DIR) + "/tests/eval/fixtures/
 class EvaluateTasks : public ::testing::Test {
  protected:
   TemporaryDirectory folder_;
+  std::string carved_;
 
   std::string carved() {
-    const std::string path = folder_ / "carved", profile = folder_ / "profile.h5";
-    if (std::filesystem::exists(path)) return path;
-    for (const std::vector<std::string>& words :
-         {std::vector<std::string>{"profile", "--model", fixture("tiny-llama"), "--dataset", fixture("text") + "/train.txt",
-                                   "--samples", "4", "--seq-len", "128", "--out", profile},
-          {"carve", "--model", fixture("tiny-llama"), "--profile", profile, "--experts", "S3A3E8", "--out", path}}) {
-      const ProgramResult done = run_cmoe(words);
-      EXPECT_EQ(done.code, 0) << done.err;
-    }
-    return path;
+    if (carved_.empty()) carved_ = carve_tiny_llama(folder_.path().string());
+    return carved_;
   }
   ProgramResult run(std::vector<std::string> more, int ranks = 1) {
     std::vector<std::string> words{"evaluate", "--model", fixture("tiny-llama"), "--quiet"};
@@ -128,6 +122,10 @@ TEST_F(EvaluateTasks, Refusals) {
   EXPECT_THAT(refused({}), HasSubstr("expected --perplexity or --tasks"));
   EXPECT_THAT(refused({"--perplexity", "--tasks", "piqa"}), HasSubstr("expected --perplexity or --tasks, not both"));
   EXPECT_THAT(refused({"--perplexity"}), HasSubstr("no text; expected --dataset FILE"));
+  EXPECT_THAT(refused({"--tasks", "piqa", "--dataset", "x"}), HasSubstr("--dataset belongs to --perplexity; leave it out"));
+  EXPECT_THAT(refused({"--tasks", "piqa", "--stride", "8"}), HasSubstr("--stride belongs to --perplexity"));
+  EXPECT_THAT(refused({"--perplexity", "--fewshot", "1"}), HasSubstr("--fewshot belongs to --tasks; leave it out"));
+  EXPECT_THAT(refused({"--tasks", "piqa,piqa", "--task-data", kTasks}), HasSubstr("task piqa is named twice in --tasks"));
   EXPECT_THAT(refused({"--tasks", "piqa,", "--task-data", kTasks}), HasSubstr("task '' is unknown"));
   EXPECT_THAT(refused({"--tasks", "piqa", "--task-data", kTasks, "--seq-len", "1000"}), HasSubstr("--seq-len 1000; "));
   EXPECT_THAT(refused({"--tasks", "piqa", "--task-data", kTasks, "--seq-len", "2"}),

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "comm/communicator.h"
+#include "support/carved_model.h"
 #include "support/spawned_job.h"
 #include "support/temporary_directory.h"
 
@@ -72,6 +73,23 @@ class Faults : public ::testing::Test {
     write_text(model / "config.json", config.dump());
     fs::remove(model / "generation_config.json");
     return {"generate", "--model", model, "--prompt", "the", "--max-tokens", "20000", "--temperature", "0"};
+  }
+  // One page of text, cut into many windows.
+  Words tasks() {
+    std::string text;
+    for (int i = 0; i < 30; ++i) text += read_text(kText);
+    write_text(out("wikitext.jsonl"), nlohmann::json{{"page", text}}.dump());
+    return {"evaluate", "--tasks",    "wikitext=" + out("wikitext.jsonl"), "--model", kModel, "--seq-len", "128",
+            "--json",   out("r.json")};
+  }
+  Words analyze() {
+    std::string text;
+    for (int i = 0; i < 200; ++i) text += read_text(kText);
+    write_text(out("long.txt"), text);
+    return {"analyze",   "--model",       carve_tiny_llama(folder_.path().string()),
+            "--dataset", out("long.txt"), "--windows",
+            "0",         "--seq-len",     "128",
+            "--out",     out("report")};
   }
   std::string out(const std::string& name) { return folder_ / name; }
 
@@ -155,6 +173,9 @@ TEST_F(Faults, StoppedFirstRankInCarve) { hit(carve(), "carved", 3, 0, SIGSTOP, 
 TEST_F(Faults, KilledInEvaluate) { hit(evaluate(), "", 2, 0, SIGKILL, kEnded); }
 TEST_F(Faults, StoppedInEvaluate) { hit(evaluate(), "", 3, 1, SIGSTOP, kSilent); }
 
+TEST_F(Faults, KilledInTasks) { hit(tasks(), "", 2, 1, SIGKILL, kEnded); }
+TEST_F(Faults, KilledInAnalyze) { hit(analyze(), "report", 2, 1, SIGKILL, kEnded); }
+
 TEST_F(Faults, KilledInGenerate) { hit(generate(), "", 2, 1, SIGKILL, kEnded); }
 
 TEST_F(Faults, TerminatedAlone) {
@@ -166,6 +187,8 @@ TEST_F(Faults, TerminatedAlone) {
 TEST_F(Faults, TerminatedProfile) { stop_with(SIGTERM, profile(), "p.h5", 2); }
 TEST_F(Faults, TerminatedCarve) { stop_with(SIGTERM, carve(), "carved", 2); }
 TEST_F(Faults, TerminatedGenerate) { stop_with(SIGTERM, generate(), "", 2); }
+TEST_F(Faults, TerminatedTasks) { stop_with(SIGTERM, tasks(), "", 2); }
+TEST_F(Faults, TerminatedAnalyze) { stop_with(SIGTERM, analyze(), "report", 2); }
 TEST_F(Faults, TerminatedEvaluate) { stop_with(SIGUSR1, evaluate(), "", 2); }
 
 // Two ranks, each with a model folder and options of its own.
